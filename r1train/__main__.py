@@ -1,0 +1,142 @@
+"""The command line: `python -m r1train [mode=run|check|plan|doctor|report] [experiment=...] [key=value ...]`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from r1train.errors import ConfigError, Problem, R1TrainError
+
+USAGE = """usage: python -m r1train [mode=MODE] [experiment=NAME] [schedule=NAME | stage=NAME] [key=value] ...
+
+modes
+  run      (default) without stage=: every stage of the schedule, each as its own torchrun, skipping what is done;
+           with stage=: that one stage in this process (torchrun or srun starts one process per rank)
+  check    report every problem of the config (of every step of the schedule, or of the given stage); writes nothing
+  plan     parameters and bytes per rank; plan=FILE also writes them as JSON
+  doctor   what is installed, and what each missing part switches off
+  report   the stage table of the runs in root
+
+examples
+  python -m r1train experiment=tiny
+  torchrun --nproc-per-node 2 -m r1train experiment=tiny stage=grpo stage.init_from=runs/tiny/cold_start
+  python -m r1train mode=check experiment=tiny per_stage.grpo.stage.steps=5
+  python -m r1train mode=plan experiment=v3_pretrain_h800_2048
+
+Groups and their options are the folders and files of conf/. A key of one stage only: per_stage.STAGE_OR_STEP.key=value.
+"""
+MODES = ("run", "check", "plan", "doctor", "report")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code. A user's mistake ends with its message, without a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "-h" in arguments or "--help" in arguments:
+        print(USAGE)
+        return 0
+    try:
+        _dispatch(arguments)
+    except R1TrainError as error:
+        # Every rank meets the same mistake; one message is enough.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    own, overrides = _own_options(arguments)
+    mode = own.get("mode", "run")
+    if mode not in MODES:
+        raise ConfigError([Problem("mode", mode, "no such mode", f"one of {', '.join(MODES)}")])
+    if mode == "run" and _has_stage(overrides):
+        _run_stage(overrides)
+    elif mode == "run":
+        _run_schedule(overrides)
+    elif mode == "check":
+        _check(overrides)
+    elif mode == "plan":
+        _plan(overrides, own.get("plan"))
+    elif mode == "doctor":
+        _doctor()
+    else:
+        _report(overrides)
+
+
+def _own_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of the command itself (mode, plan), and the config overrides."""
+    own, overrides = {}, []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and key in ("mode", "plan"):
+            own[key] = value
+        else:
+            overrides.append(argument)
+    return own, overrides
+
+
+def _has_stage(overrides: list[str]) -> bool:
+    return any(override.startswith("stage=") for override in overrides)
+
+
+# Imports within the branches below: each mode loads only what it needs. mode=check takes half a second without torch,
+# megatron-core alone takes four.
+
+
+def _run_stage(overrides: list[str]) -> None:
+    from r1train.config.load import load_config  # noqa: PLC0415
+
+    # A mistake in the config shows before the seconds that torch takes.
+    cfg = load_config(overrides)
+    from r1train.stages.run import run_stage  # noqa: PLC0415
+
+    run_stage(cfg)
+
+
+def _run_schedule(overrides: list[str]) -> None:
+    from r1train.schedule import run_schedule  # noqa: PLC0415
+
+    run_schedule(overrides)
+
+
+def _check(overrides: list[str]) -> None:
+    from r1train.config.load import load_config  # noqa: PLC0415
+    from r1train.config.steps import check_schedule  # noqa: PLC0415
+
+    if _has_stage(overrides):
+        cfg = load_config(overrides)
+        print(f"ok  {cfg.step} ({cfg.stage.name})")
+        return
+    for cfg in check_schedule(overrides):
+        print(f"ok  {cfg.step} ({cfg.stage.name})")
+
+
+def _plan(overrides: list[str], json_path: str | None) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from r1train.config.load import load_config  # noqa: PLC0415
+    from r1train.plan.table import plan_record, print_plan  # noqa: PLC0415
+
+    record = plan_record(load_config(overrides, check_files=False))
+    print_plan(record, Console(width=max(100, Console().width)))
+    if json_path is not None:
+        temporary = Path(f"{json_path}.{os.getpid()}")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, json_path)
+
+
+def _doctor() -> None:
+    from r1train.report.doctor import print_doctor  # noqa: PLC0415
+
+    print_doctor()
+
+
+def _report(overrides: list[str]) -> None:
+    from r1train.config.load import load_config  # noqa: PLC0415
+    from r1train.report.table import print_table  # noqa: PLC0415
+
+    print_table(Path(load_config(overrides, check_files=False).root))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Rules about files that a stage reads: they exist, are not empty, and fit together. File checks only, no torch."""
+
+import json
+from pathlib import Path
+
+from r1train.config.schema import (
+    EvaluateStage,
+    GrpoStage,
+    PrepareStage,
+    PretrainStage,
+    RejectStage,
+    RunConfig,
+    SftStage,
+)
+from r1train.errors import Problem
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+BUILTIN = "builtin:"
+GENERATED = ("worked",)
+GSM8K_ASSETS = ("gsm8k_train", "gsm8k_heldout")
+MadeLater = tuple[Path, ...]
+
+
+def sources_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if not isinstance(cfg.stage, PrepareStage):
+        return []
+    problems = []
+    for index, corpus in enumerate(cfg.data.corpora):
+        key = f"data.corpora.{index}.source"
+        if corpus.source.startswith(BUILTIN):
+            problems += _asset(key, corpus.source.removeprefix(BUILTIN))
+        else:
+            problems += _file(key, corpus.source, made_later)
+    for index, task in enumerate(cfg.data.tasks):
+        if task.name == "gsm8k":
+            problems += [problem for name in GSM8K_ASSETS for problem in _asset(f"data.tasks.{index}.name", name)]
+    return problems
+
+
+def corpora_are_prepared(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if not isinstance(cfg.stage, PretrainStage):
+        return []
+    folder = Path(cfg.data.dir) / "corpus"
+    return [
+        problem
+        for index, corpus in enumerate(cfg.data.corpora)
+        if corpus.weight > 0
+        for ending in (".bin", ".idx")
+        for problem in _file(f"data.corpora.{index}.name", folder / (corpus.name + ending), made_later)
+    ]
+
+
+def tokenizer_fits(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    """The prepared tokenizer has exactly the entries that the config says; the prepare stage writes it anew."""
+    path = Path(cfg.data.dir) / "tokenizer" / "tokenizer.json"
+    if isinstance(cfg.stage, PrepareStage) or not path.is_file():
+        return []
+    key, expected = "data.tokenizer_vocab_size", cfg.data.tokenizer_vocab_size
+    try:
+        tokenizer = json.loads(path.read_text())
+        entries = set(tokenizer["model"]["vocab"]) | {token["content"] for token in tokenizer["added_tokens"]}
+    except (ValueError, KeyError, TypeError):
+        return [Problem("data.dir", cfg.data.dir, f"{path} is not a tokenizer file", "delete it and run prepare again")]
+    if len(entries) == expected:
+        return []
+    what = f"vocabulary mismatch: {path} has {len(entries)} entries"
+    return [Problem(key, expected, what, f"{len(entries)}, or another data.dir to prepare anew")]
+
+
+def start_has_a_checkpoint(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if isinstance(cfg.stage, PrepareStage) or cfg.stage.init_from is None:
+        return []
+    folder = Path(cfg.stage.init_from)
+    if _comes_later(folder, made_later) or any(folder.glob("checkpoints/step_*/_DONE")):
+        return []
+    what = "no finished checkpoint there" if folder.is_dir() else "no such run folder"
+    fix = "a run folder with checkpoints/step_*/_DONE; run that stage first"
+    return [Problem("stage.init_from", cfg.stage.init_from, what, fix)]
+
+
+def dataset_exists(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if isinstance(cfg.stage, SftStage):
+        return _file("stage.dataset", cfg.stage.dataset, made_later)
+    if isinstance(cfg.stage, RejectStage) and cfg.stage.mix is not None:
+        return _file("stage.mix", cfg.stage.mix, made_later)
+    return []
+
+
+def prompts_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    problems = []
+    if isinstance(cfg.stage, GrpoStage | RejectStage):
+        problems += _file("stage.prompts", cfg.stage.prompts, made_later)
+    if isinstance(cfg.stage, EvaluateStage) or (cfg.evaluate_after and not isinstance(cfg.stage, PrepareStage)):
+        problems += _file("data.dir", Path(cfg.data.dir) / "prompts" / "heldout.jsonl", made_later)
+    return problems
+
+
+def _comes_later(path: Path, made_later: MadeLater) -> bool:
+    return any(path == folder or folder in path.parents for folder in made_later)
+
+
+def _file(key: str, path: str | Path, made_later: MadeLater) -> list[Problem]:
+    path = Path(path)
+    if path.is_file():
+        if path.stat().st_size > 0:
+            return []
+        return [Problem(key, str(path), "this file is empty", "write it again, or name another one")]
+    if path.exists():
+        return [Problem(key, str(path), "not a file", "name a file")]
+    if _comes_later(path, made_later):
+        return []
+    return [Problem(key, str(path), "no such file", "correct the path, or run the stage that writes it (prepare)")]
+
+
+def _asset(key: str, name: str) -> list[Problem]:
+    stems = {file.name.split(".")[0] for file in ASSETS.iterdir() if file.suffix != ".md"}
+    known = sorted({*stems, *(stem.rsplit("_", 1)[0] for stem in stems), *GENERATED})
+    if name in known:
+        return []
+    return [
+        Problem(key, BUILTIN + name, "the package ships no such data", f"one of {', '.join(known)} after {BUILTIN}")
+    ]
+
+
+RULES = (
+    sources_exist,
+    corpora_are_prepared,
+    tokenizer_fits,
+    start_has_a_checkpoint,
+    dataset_exists,
+    prompts_exist,
+)

@@ -1,0 +1,108 @@
+"""Rules about the training stages: lengths, batches, optimizer and schedules."""
+
+from r1train.config.schema import GrpoStage, PretrainStage, RunConfig, SftStage
+from r1train.config.schema_train import Piecewise
+from r1train.errors import Problem
+
+TRAINING = (PretrainStage, SftStage, GrpoStage)
+
+
+def sequence_fits_positions(cfg: RunConfig) -> list[Problem]:
+    """A sequence needs max_position_embeddings positions, and with YaRN factor x original_max_positions too."""
+    limit, model = cfg.model.max_position_embeddings, cfg.model
+    if model.yarn is not None:
+        limit = min(limit, int(model.yarn.factor * model.yarn.original_max_positions))
+    if not isinstance(cfg.stage, TRAINING) or cfg.stage.seq_length <= limit:
+        return []
+    what = f"longer than the {limit} positions that the model can tell apart"
+    fix = f"at most {limit}, or raise model.max_position_embeddings (and model.yarn.factor)"
+    return [Problem("stage.seq_length", cfg.stage.seq_length, what, fix)]
+
+
+def sequence_divides_over_ranks(cfg: RunConfig) -> list[Problem]:
+    """Sequence parallelism cuts a sequence into tp parts, context parallelism into 2 cp parts."""
+    if not isinstance(cfg.stage, TRAINING):
+        return []
+    parallel, length = cfg.parallel, cfg.stage.seq_length
+    parts = parallel.tp * (2 * parallel.cp if parallel.cp > 1 else 1)
+    if length % parts == 0:
+        return []
+    what = f"not divisible into {parts} parts (tp = {parallel.tp}, cp = {parallel.cp})"
+    return [Problem("stage.seq_length", length, what, f"a multiple of {parts}")]
+
+
+def batch_divides_over_ranks(cfg: RunConfig) -> list[Problem]:
+    if not isinstance(cfg.stage, PretrainStage | SftStage):
+        return []
+    micro = cfg.stage.micro_batch_size if isinstance(cfg.stage, PretrainStage) else 1
+    share = cfg.parallel.dp * micro
+    if share and cfg.stage.batch_size % share == 0:
+        return []
+    what = f"not divisible by dp x micro_batch_size = {cfg.parallel.dp} x {micro} = {share}"
+    return [Problem("stage.batch_size", cfg.stage.batch_size, what, f"a multiple of {share}")]
+
+
+def optimizer_in_range(cfg: RunConfig) -> list[Problem]:
+    optim = cfg.optim
+    problems = [
+        Problem(f"optim.{name}", value, "outside [0, 1)", "for AdamW 0.9 and 0.95 are usual")
+        for name, value in (("beta1", optim.beta1), ("beta2", optim.beta2))
+        if not 0 <= value < 1
+    ]
+    problems += [
+        Problem(f"optim.{name}", value, "below 0", "write 0 or more")
+        for name, value in (("weight_decay", optim.weight_decay), ("clip_grad", optim.clip_grad))
+        if value < 0
+    ]
+    if optim.eps <= 0:
+        problems.append(
+            Problem("optim.eps", optim.eps, "must be above 0", "write a small positive number, such as 1e-8")
+        )
+    return problems
+
+
+def schedules_move_forward(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for name, schedule in _schedules(cfg):
+        ends = [segment.until for segment in schedule.segments]
+        if any(later <= earlier for earlier, later in zip([0.0, *ends], ends, strict=False)):
+            what = "the ends of the segments must increase, from above 0"
+            problems.append(Problem(f"lr.{name}.segments", ends, what, "sort them by `until`"))
+    return problems
+
+
+def fractions_end_at_one(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for name, schedule in _schedules(cfg):
+        for index, segment in enumerate(schedule.segments):
+            if schedule.unit == "fraction" and segment.until > 1:
+                key = f"lr.{name}.segments.{index}.until"
+                what = "beyond 1, but the unit is a fraction of the stage's steps"
+                problems.append(Problem(key, segment.until, what, "at most 1, or unit: steps or tokens"))
+    return problems
+
+
+def scheduled_values_not_negative(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for name, schedule in _schedules(cfg):
+        values = {"start": schedule.start}
+        values |= {f"segments.{index}.to": segment.to for index, segment in enumerate(schedule.segments)}
+        for key, value in values.items():
+            if value < 0:
+                problems.append(Problem(f"lr.{name}.{key}", value, "below 0", "write 0 or more"))
+    return problems
+
+
+def _schedules(cfg: RunConfig) -> tuple[tuple[str, Piecewise], ...]:
+    return tuple((name, vars(cfg.lr)[name]) for name in ("learning_rate", "mtp_weight", "bias_rate"))
+
+
+RULES = (
+    sequence_fits_positions,
+    sequence_divides_over_ranks,
+    batch_divides_over_ranks,
+    optimizer_in_range,
+    schedules_move_forward,
+    fractions_end_at_one,
+    scheduled_values_not_negative,
+)

@@ -1,0 +1,88 @@
+"""Optimizer, schedules and data: what one optimizer step consumes and how fast it moves."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """From the previous segment's end up to `until` the value goes to `to` in this shape (constant: it jumps)."""
+
+    until: float
+    shape: Literal["linear", "cosine", "constant"]
+    to: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piecewise:
+    """A value over training progress; after the last segment it stays at the last `to`.
+
+    unit tokens: consumed tokens; steps: finished optimizer steps; fraction: finished steps / steps of the stage.
+    """
+
+    start: float
+    segments: tuple[Segment, ...] = ()
+    unit: Literal["tokens", "steps", "fraction"] = "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrConfig:
+    """Everything that changes while training, each a pure function of progress (V3 report section 4.2)."""
+
+    name: str
+    learning_rate: Piecewise
+    mtp_weight: Piecewise
+    bias_rate: Piecewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and precision. moments/master dtypes apply to bf16 and fp8 runs; fp32 runs keep everything in fp32."""
+
+    name: str
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_grad: float
+    precision: Literal["fp32", "bf16", "fp8_blockwise", "fp8_tensorwise"]
+    moments_dtype: Literal["fp32", "bf16"] = "fp32"
+    distributed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """One corpus of the pre-training blend. source: a text/jsonl file, or `builtin:NAME` (data/corpus.py)."""
+
+    name: str
+    source: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One kind of problem. name: a reasoning-gym data set, or `gsm8k`; params go to its generator.
+
+    train/heldout/cold_start: how many problems of each; the sets share no question.
+    styles: share of each way of thinking in the cold-start examples (data/cold_start.py lists them).
+    """
+
+    name: str
+    train: int
+    heldout: int
+    cold_start: int
+    params: dict[str, int | float | str | bool | list[int] | list[str]]
+    styles: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the prepare stage builds and later stages read; everything lies below `dir`."""
+
+    name: str
+    dir: str
+    tokenizer_vocab_size: int
+    corpora: tuple[CorpusConfig, ...]
+    tasks: tuple[TaskConfig, ...]
+    worked_examples: int
+    seed: int

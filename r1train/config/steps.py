@@ -1,0 +1,93 @@
+"""A schedule as command lines: which overrides turn the experiment's config into each step's config."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from r1train.config.check_schedule import schedule_problems
+from r1train.config.load import compose_tree, load_config
+from r1train.config.schema import RunConfig, ScheduleConfig, ScheduleStep
+from r1train.config.validate import build
+from r1train.errors import ConfigError, Problem
+
+SFT_FILE = "sft.jsonl"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of a schedule. overrides: complete arguments for load_config or the command line.
+
+    made_later: folders that earlier steps write, so that they may be missing before the schedule runs.
+    """
+
+    step: ScheduleStep
+    overrides: list[str]
+    made_later: tuple[Path, ...]
+
+
+def plan_steps(overrides: list[str]) -> list[PlannedStep]:
+    """Every step of the chosen schedule, in order. Overrides of the user win over those of the step.
+
+    Raises ConfigError if the schedule itself is wrong; the steps' own configs are not loaded here.
+    """
+    tree = compose_tree(overrides)
+    schedule, problems = build(tree["schedule"], ScheduleConfig)
+    problems = [Problem(f"schedule.{item.key}", item.value, item.what, item.fix) for item in problems]
+    if schedule is not None:
+        problems += schedule_problems(schedule)
+    if problems:
+        raise ConfigError(problems)
+    root, data_dir = Path(str(tree["root"])), Path(str(tree["data"]["dir"]))
+    planned: list[PlannedStep] = []
+    made: list[Path] = []
+    for step in schedule.steps:
+        planned.append(PlannedStep(step, [*step_overrides(step, root), *overrides], tuple(made)))
+        made += [root / step.id, *([data_dir] if step.stage == "prepare" else [])]
+    return planned
+
+
+def check_schedule(overrides: list[str]) -> list[RunConfig]:
+    """The checked config of every step. A problem of every step is reported once, others with their step's id.
+
+    Files that earlier steps write may be missing. Raises ConfigError with the problems of all steps together.
+    """
+    steps = plan_steps(overrides)
+    configs: list[RunConfig] = []
+    seen_in: dict[str, tuple[Problem, list[str]]] = {}
+    for planned in steps:
+        try:
+            configs.append(load_config(planned.overrides, made_later=planned.made_later))
+        except ConfigError as error:
+            for problem in error.problems:
+                seen_in.setdefault(str(problem), (problem, []))[1].append(planned.step.id)
+    problems = [
+        problem if len(ids) == len(steps) else replace(problem, key=f"[{', '.join(ids)}] {problem.key}")
+        for problem, ids in seen_in.values()
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return configs
+
+
+def step_overrides(step: ScheduleStep, root: Path) -> list[str]:
+    """What a step changes: its stage and id, the run folders it starts from, and its own `set`."""
+    changes: dict[str, object] = dict(step.set)
+    if step.init_from is not None:
+        changes["stage.init_from"] = str(root / step.init_from)
+    if step.dataset_from is not None:
+        changes["stage.dataset"] = str(root / step.dataset_from / SFT_FILE)
+    return [f"stage={step.stage}", f"step={step.id}", *(f"{key}={_literal(value)}" for key, value in changes.items())]
+
+
+def _literal(value: object) -> str:
+    """The value in the syntax of Hydra overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,1 @@
+"""From raw text and problem generators to token batches."""

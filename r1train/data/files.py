@@ -1,0 +1,105 @@
+"""Plain, gzip and xz text files: reading with clear errors, writing atomically."""
+
+import gzip
+import json
+import lzma
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from r1train.errors import DataError
+
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+_NAMED_PROBLEMS = 5
+
+
+def bare_suffix(path: Path) -> str:
+    """Suffix without the compression: `.jsonl` of `rows.jsonl.gz`."""
+    return Path(path.stem).suffix if path.suffix in _OPENERS else path.suffix
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file with their ends, decompressed by suffix.
+
+    Raises DataError when the file is missing, cannot be decompressed or is not UTF-8.
+    """
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="\n") as file:
+            yield from file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Fix: write the path of an existing file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}). Fix: convert it to UTF-8") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}). Fix: check its permissions and that it is complete"
+        ) from None
+
+
+def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict]:
+    """Rows of a jsonl file, each an object with at least `fields` of these types; strings must not be blank.
+
+    Raises DataError when the file is missing or has no rows, and when rows are malformed (counted, a few named).
+    """
+    rows, problems = [], []
+    for number, line in enumerate(read_lines(path), start=1):
+        row, problem = parse_row(line, fields)
+        if row is None:
+            problems.append(f"line {number}: {problem}")
+        else:
+            rows.append(row)
+    raise_malformed(path, problems, len(rows) + len(problems))
+    if not rows:
+        raise DataError(f"{path}: empty, it has no rows. Fix: write at least one row with {', '.join(fields)}")
+    return rows
+
+
+def parse_row(line: str, fields: Mapping[str, type]) -> tuple[dict | None, str]:
+    """One jsonl line -> (row, "") or (None, what is wrong with it)."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON ({error.msg})"
+    if not isinstance(row, dict):
+        return None, "not a JSON object"
+    for name, kind in fields.items():
+        if name not in row:
+            return None, f"field {name!r} is missing"
+        value = row[name]
+        if not isinstance(value, kind):
+            return None, f"field {name!r} is {type(value).__name__}, not {kind.__name__}"
+        if isinstance(value, str) and not value.strip():
+            return None, f"field {name!r} is empty"
+    return row, ""
+
+
+def raise_malformed(path: Path, problems: list[str], total: int) -> None:
+    """Raise DataError when there are problems: how many of `total` rows, and the first few of them."""
+    if not problems:
+        return
+    shown = "".join(f"\n  - {problem}" for problem in problems[:_NAMED_PROBLEMS])
+    more = f"\n  - and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
+    raise DataError(f"{path}: {len(problems)} of {total} rows are malformed:{shown}{more}\nFix: correct or remove them")
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> int:
+    """Write rows as UTF-8 jsonl under a temporary name, then rename; returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    count = 0
+    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(partial, path)
+    return count
+
+
+def check_unique(ids: list[str], path: Path) -> None:
+    """Raise DataError when an id occurs twice."""
+    twice = sorted(name for name, count in Counter(ids).items() if count > 1)
+    if twice:
+        raise DataError(f"{path}: {len(twice)} ids occur more than once, for example {twice[:3]}. Fix: make ids unique")

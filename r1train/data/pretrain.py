@@ -1,0 +1,115 @@
+"""Pre-training samples: windows of blended corpora, sample i a pure function of (seed, i).
+
+Blend: a fixed cycle of _CYCLE samples names the corpus of each sample, spread evenly by weight. Within a corpus an
+epoch cuts the concatenated documents, as a ring with a random start, into windows of seq_length + 1 tokens (neighbours
+share one token) and visits them in random order; every token is a target once, but for the remainder that fills no
+window. Attention crosses documents (V3 report section 4.1).
+megatron-core's GPTDataset is not used: it needs the number of samples beforehand and writes index caches.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from r1train.data.order import epoch_order, generator
+from r1train.errors import DataError
+
+_CYCLE = 1000
+
+
+class TokenRing:
+    """The tokens of one corpus, documents one after the other, last joined to first."""
+
+    def __init__(self, prefix: Path):
+        """Raises DataError when prefix.bin or prefix.idx is missing or holds nothing."""
+        for suffix in (".bin", ".idx"):
+            path = prefix.with_name(prefix.name + suffix)
+            if not path.is_file() or path.stat().st_size == 0:
+                raise DataError(f"{path}: missing or empty. Fix: run the prepare stage, or tools/tokenize_corpus.py")
+        self.name = prefix.name
+        self._data = IndexedDataset(str(prefix))
+        self.num_documents = len(self._data)
+        self.num_tokens = int(self._data.sequence_lengths.sum())
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens, int64, from position `start` on, around the ring."""
+        pieces = []
+        while count:
+            start %= self.num_tokens
+            taken = min(count, self.num_tokens - start)
+            index = self._data.index
+            offset = start * np.dtype(index.dtype).itemsize
+            pieces.append(self._data.bin_reader.read(dtype=index.dtype, count=taken, offset=offset))
+            start, count = start + taken, count - taken
+        return np.concatenate(pieces).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Which corpus each sample of a cycle takes, and how many samples that corpus gave before in the cycle."""
+
+    corpus: np.ndarray
+    before: np.ndarray
+    per_cycle: np.ndarray
+
+
+def blend(weights: list[float]) -> Blend:
+    """Spread corpora over a cycle so that after every sample each is within one sample of its share."""
+    shares = np.array(weights, dtype=np.float64) / sum(weights)
+    corpus = np.zeros(_CYCLE, dtype=np.int64)
+    before = np.zeros(_CYCLE, dtype=np.int64)
+    given = np.zeros(len(weights), dtype=np.int64)
+    for position in range(_CYCLE):
+        chosen = int(np.argmax(shares * (position + 1) - given))
+        corpus[position], before[position] = chosen, given[chosen]
+        given[chosen] += 1
+    return Blend(corpus=corpus, before=before, per_cycle=given)
+
+
+class PretrainSource:
+    """Blended windows. State of training: the number of samples consumed, nothing else."""
+
+    def __init__(self, folder: str | Path, weights: dict[str, float], *, seq_length: int, seed: int):
+        """folder: where <name>.bin/.idx lie; weights: share of samples per corpus name, 0 leaves it out.
+
+        Raises DataError: no corpus, a weight below 0, files missing, a corpus shorter than one window.
+        """
+        weights = {name: weight for name, weight in weights.items() if weight != 0}
+        if not weights or min(weights.values()) < 0:
+            raise DataError(f"corpora {weights}: weights below 0, or none above. Fix: data.corpora")
+        self.seq_length = seq_length
+        self._seed = seed
+        self._rings = [TokenRing(Path(folder) / name) for name in weights]
+        self._blend = blend(list(weights.values()))
+        for ring in self._rings:
+            if ring.num_tokens <= seq_length:
+                raise DataError(
+                    f"corpus {ring.name!r}: {ring.num_tokens} tokens do not fill one sequence of {seq_length}. "
+                    "Fix: give more text or a smaller stage.seq_length"
+                )
+
+    def sample(self, index: int) -> np.ndarray:
+        """Sample `index` (0, 1, ... without end): int64 [S + 1]."""
+        cycle, place = divmod(index, _CYCLE)
+        corpus = int(self._blend.corpus[place])
+        nth = cycle * int(self._blend.per_cycle[corpus]) + int(self._blend.before[place])
+        ring = self._rings[corpus]
+        windows = ring.num_tokens // self.seq_length
+        epoch, place = divmod(nth, windows)
+        stream = f"pretrain/{ring.name}"
+        window = int(epoch_order(windows, seed=self._seed, epoch=epoch, stream=stream)[place])
+        start = int(generator(seed=self._seed, epoch=epoch, stream=stream + "/start").integers(ring.num_tokens))
+        return ring.read(start + window * self.seq_length, self.seq_length + 1)
+
+    def batch(self, consumed: int, count: int, *, dp_rank: int = 0, dp_size: int = 1) -> torch.Tensor:
+        """This rank's share of samples [consumed, consumed + count): int64 [count / dp_size, S + 1].
+
+        Rank r takes the r-th contiguous part; count is a multiple of dp_size. The next starts at consumed + count.
+        """
+        assert count % dp_size == 0, f"{count} samples over {dp_size} ranks"
+        share = count // dp_size
+        first = consumed + dp_rank * share
+        return torch.from_numpy(np.stack([self.sample(index) for index in range(first, first + share)]))

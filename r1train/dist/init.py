@@ -1,0 +1,88 @@
+"""Processes and process groups: the only reader of RANK, WORLD_SIZE and LOCAL_RANK."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
+from r1train.dist import cpu
+from r1train.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where this process computes. type: cpu or cuda; torch_device: the device of its tensors."""
+
+    type: str
+    torch_device: torch.device
+
+    @property
+    def backend(self) -> str:
+        return "gloo" if self.type == "cpu" else "nccl"
+
+
+def select_device(cluster: ClusterConfig) -> Device:
+    """Take this process's device and prepare megatron-core for it; call before anything imports megatron.core.
+
+    Raises EnvironmentProblem when the config asks for CUDA and this process sees no GPU for its local rank.
+    """
+    if cluster.device == "cpu":
+        torch.set_num_threads(cluster.threads_per_process)
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        cpu.install()
+        return Device("cpu", torch.device("cpu"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.device_count() <= local_rank:
+        raise EnvironmentProblem(
+            f"cluster.device is cuda, but local rank {local_rank} finds {torch.cuda.device_count()} GPUs. "
+            "Fix: run on a machine with a GPU per process, or choose cluster=local_cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return Device("cuda", torch.device("cuda", local_rank))
+
+
+def init_processes(device: Device, parallel: ParallelConfig, cluster: ClusterConfig) -> None:
+    """Join the job's processes and make megatron-core's groups. A process without torchrun is a world of one.
+
+    Raises EnvironmentProblem when the number of processes is not the config's world_size.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != parallel.world_size:
+        raise EnvironmentProblem(
+            f"{world_size} processes were started, but parallel.world_size is {parallel.world_size}. "
+            f"Fix: torchrun --nproc-per-node {cluster.processes_per_node} --nnodes {cluster.nodes}, or set "
+            f"parallel.world_size={world_size}"
+        )
+    timeout = timedelta(minutes=cluster.timeout_minutes)
+    if "RANK" in os.environ:
+        dist.init_process_group(device.backend, timeout=timeout)
+    else:
+        dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+    from megatron.core import parallel_state  # after select_device: it has to see the CPU stand-ins
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.etp,
+        distributed_timeout_minutes=cluster.timeout_minutes,
+        create_gloo_process_groups=device.type == "cuda",
+    )
+
+
+def close_processes() -> None:
+    """Leave the job's process groups."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def is_rank0() -> bool:
+    """Whether this process writes what a run writes once."""
+    return int(os.environ.get("RANK", "0")) == 0

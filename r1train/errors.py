@@ -1,0 +1,52 @@
+"""Errors a user can cause. Each says what is wrong, where, and how to fix it; the process exits with code 2."""
+
+from dataclasses import dataclass
+
+
+class R1TrainError(Exception):
+    """Base of every user-facing error; `python -m r1train` prints it without a traceback and exits with 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a config.
+
+    key: dotted config key; value: what was found there; what: what is wrong with it; fix: what to write instead.
+    """
+
+    key: str
+    value: object
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value!r}: {self.what}. Fix: {self.fix}"
+
+
+class ConfigError(R1TrainError):
+    """Every problem of one config, reported together."""
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the config"
+        super().__init__("\n  - ".join([count + ":", *map(str, problems)]))
+
+
+class DataError(R1TrainError):
+    """A data file is missing, empty, malformed or does not fit the tokenizer or the model."""
+
+
+class CheckpointError(R1TrainError):
+    """A checkpoint is missing, incomplete, or does not fit the model or the run that wants to load it."""
+
+
+class EnvironmentProblem(R1TrainError):
+    """A package, device or version that the run needs is not there."""
+
+
+class StageFailed(R1TrainError):
+    """A stage of the schedule ended with an error; carries its last lines."""
+
+    exit_code = 1

@@ -1,0 +1,55 @@
+"""MLA core attention without Transformer Engine: scaled dot product per sequence, for dense and for packed batches."""
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import MegatronModule
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+
+class CoreAttention(MegatronModule):
+    """softmax(q k^T * softmax_scale) v, causal, key width and value width may differ (MLA).
+
+    Legend: s tokens, b sequences, n heads of this rank, d key width, e value width, T packed tokens.
+    """
+
+    def __init__(self, config: TransformerConfig, softmax_scale: float, **_unused: object):
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_unused: object,
+    ) -> torch.Tensor:
+        """Dense: query, key [s, b, n, d], value [s, b, n, e] -> [s, b, n * e]. Packed: [T, n, .] -> [T, n * e]."""
+        del attention_mask  # always causal
+        if packed_seq_params is not None:
+            return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
+        out = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # torch's fused kernel wants one width for key and value: pad the narrower value, cut the result.
+        width = value.shape[-1]
+        value = pad(value, (0, query.shape[-1] - width))
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)[..., :width]
+
+    def _packed(self, query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """One call for all sequences: pad them to the longest, attend, take the padding out again."""
+        lengths = cu_seqlens.diff()
+        longest = int(lengths.max())
+        keep = torch.arange(longest, device=query.device) < lengths[:, None]  # [b, longest]
+
+        def padded(x: torch.Tensor) -> torch.Tensor:
+            # Packed tokens lie in the order of the mask's true entries, so a scatter by mask unpacks them.
+            out = x.new_zeros(keep.shape + x.shape[1:])
+            out[keep] = x
+            return out.transpose(1, 2)
+
+        out = self._attend(padded(query), padded(key), padded(value)).transpose(1, 2)
+        return out[keep].flatten(1)

@@ -1,0 +1,210 @@
+"""ModelConfig -> megatron-core's MLATransformerConfig and layer specs, for Transformer Engine or for the local backend."""
+
+import torch
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec_for_backend, get_mlp_module_spec_for_backend
+from megatron.core.transformer.enums import AttnMaskType, LayerType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_parallel import ParallelConfig
+from r1train.config.schema_train import OptimConfig
+from r1train.model.attention import CoreAttention
+from r1train.model.norm import RMSNorm
+
+PARAMS_DTYPE = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp8_blockwise": torch.bfloat16,
+    "fp8_tensorwise": torch.bfloat16,
+}
+FP8_RECIPE = {"fp8_blockwise": "blockwise", "fp8_tensorwise": "tensorwise"}
+
+
+class LocalBackend(LocalSpecProvider):
+    """megatron-core's own linear layers with our RMSNorm and core attention: what runs where there is no CUDA."""
+
+    def layer_norm(self, rms_norm: bool = True, for_qk: bool = False, has_residual: bool = False) -> type:
+        del rms_norm, for_qk, has_residual  # one norm everywhere
+        return RMSNorm
+
+    def core_attention(self) -> type:
+        return CoreAttention
+
+
+def backend_for(device_type: str) -> BackendSpecProvider:
+    """Which modules the layers are made of: Transformer Engine on CUDA, local ones on CPU."""
+    return TESpecProvider() if device_type == "cuda" else LocalBackend()
+
+
+def _rope_arguments(model: ModelConfig) -> dict[str, object]:
+    """YaRN with factor 1.0 equals plain RoPE and keeps TE's fused rotary kernel usable (recipe: YaRN only from 32K on)."""
+    yarn = model.yarn
+    return {
+        "rope_type": "yarn",
+        "rotary_base": model.rope_base,
+        "rotary_scaling_factor": yarn.factor if yarn else 1.0,
+        "original_max_position_embeddings": yarn.original_max_positions if yarn else model.max_position_embeddings,
+        "beta_fast": yarn.beta_fast if yarn else 32.0,
+        "beta_slow": yarn.beta_slow if yarn else 1.0,
+        "mscale": yarn.mscale if yarn else 1.0,
+        "mscale_all_dim": yarn.mscale_all_dim if yarn else 1.0,
+    }
+
+
+def _moe_arguments(model: ModelConfig, parallel: ParallelConfig, *, fused: bool) -> dict[str, object]:
+    grouped = model.num_expert_groups > 1
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_router_topk": model.num_experts_per_token,
+        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": model.num_shared_experts * model.moe_ffn_hidden_size,
+        "moe_layer_freq": [0] * model.num_dense_layers + [1] * model.num_moe_layers,
+        "moe_router_score_function": model.router_score,
+        "moe_router_pre_softmax": not (model.router_score == "softmax" and model.norm_topk_prob),
+        "moe_router_enable_expert_bias": model.router_bias,
+        "moe_router_bias_update_rate": 0.0,
+        "moe_router_num_groups": model.num_expert_groups if grouped else None,
+        "moe_router_group_topk": model.num_groups_per_token if grouped else None,
+        "moe_router_topk_scaling_factor": model.routed_scaling_factor,
+        "moe_router_load_balancing_type": "seq_aux_loss",
+        "moe_aux_loss_coeff": model.sequence_loss_coef,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": parallel.dispatcher,
+        "moe_grouped_gemm": fused,
+        "moe_permute_fusion": fused,
+    }
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, optim: OptimConfig, device_type: str
+) -> MLATransformerConfig:
+    """The megatron-core config of this model in this layout. Raises what megatron-core raises for layouts it refuses."""
+    fused = device_type == "cuda"
+    dtype = PARAMS_DTYPE[optim.precision]
+    fp8 = {"fp8": "e4m3", "fp8_recipe": FP8_RECIPE[optim.precision]} if optim.precision in FP8_RECIPE else {}
+    recompute = (
+        {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+        if parallel.recompute_modules
+        else {}
+    )
+    return MLATransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        ffn_hidden_size=model.ffn_hidden_size,
+        multi_latent_attention=True,
+        q_lora_rank=model.q_lora_rank,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_head_dim=model.qk_nope_head_dim,
+        qk_pos_emb_head_dim=model.qk_rope_head_dim,
+        v_head_dim=model.v_head_dim,
+        qk_layernorm=True,
+        mtp_num_layers=model.mtp_depth or None,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        persist_layer_norm=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        perform_initialization=False,
+        use_cpu_initialization=not fused,
+        init_method_std=model.init_std,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        apply_rope_fusion=fused,
+        cross_entropy_loss_fusion=fused,
+        cross_entropy_fusion_impl="te",
+        calculate_per_token_loss=True,
+        tensor_model_parallel_size=parallel.tp,
+        sequence_parallel=parallel.tp > 1,
+        pipeline_model_parallel_size=parallel.pp,
+        pipeline_model_parallel_layout=parallel.pp_layout,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.etp,
+        # Packed micro-batches differ in token count, so pipeline neighbours tell each other the shape.
+        variable_seq_lengths=parallel.pp > 1,
+        **_rope_arguments(model),
+        **_moe_arguments(model, parallel, fused=fused),
+        **fp8,
+        **recompute,
+    )
+
+
+def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, moe: bool) -> ModuleSpec:
+    """One decoder layer: MLA, then a dense or an expert feed-forward. TE fuses the latent norms into the up-projections."""
+    fused = backend.fuse_layernorm_and_linear()
+    up_projection = backend.column_parallel_layer_norm_linear() if fused else backend.column_parallel_linear()
+    down_projection = backend.linear() if fused else backend.column_parallel_linear()
+    latent_norm = IdentityOp if fused else backend.layer_norm(for_qk=True)
+    attention = ModuleSpec(
+        module=MLASelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=MLASelfAttentionSubmodules(
+            linear_q_proj=backend.column_parallel_linear(),
+            linear_q_down_proj=down_projection,
+            linear_q_up_proj=up_projection,
+            linear_kv_down_proj=down_projection,
+            linear_kv_up_proj=up_projection,
+            core_attention=backend.core_attention(),
+            linear_proj=backend.row_parallel_linear(),
+            q_layernorm=latent_norm,
+            kv_layernorm=latent_norm,
+        ),
+    )
+    feed_forward = get_mlp_module_spec_for_backend(
+        backend=backend,
+        num_experts=config.num_moe_experts if moe else None,
+        moe_grouped_gemm=config.moe_grouped_gemm if moe else False,
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=backend.layer_norm(),
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=IdentityOp if fused and not moe else backend.layer_norm(),
+            mlp=feed_forward,
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def decoder_spec(
+    config: MLATransformerConfig, backend: BackendSpecProvider, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The decoder layers of this pipeline stage (layer numbers start at 0 in moe_layer_freq)."""
+    layers = [_layer_spec(config, backend, moe=bool(is_moe)) for is_moe in config.moe_layer_freq]
+    if config.pipeline_model_parallel_layout is not None:
+        mine = config.pipeline_model_parallel_layout.get_layer_id_list(layer_type=LayerType.decoder, vp_stage=vp_stage)
+    else:
+        first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+        mine = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
+    return TransformerBlockSubmodules(layer_specs=[layers[i] for i in mine], layer_norm=backend.layer_norm())
+
+
+def mtp_spec(config: MLATransformerConfig, backend: BackendSpecProvider, vp_stage: int | None = None):
+    """The multi-token-prediction block: one MoE layer like the last decoder layer; None on stages without it."""
+    if config.mtp_num_layers is None:
+        return None
+    layer = _layer_spec(config, backend, moe=True)
+    return get_gpt_mtp_block_spec_for_backend(config, layer, backend, vp_stage=vp_stage)

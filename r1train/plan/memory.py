@@ -1,0 +1,41 @@
+"""Bytes of weights, gradients and optimizer state per rank. Activations, buffers and padding are not part of it yet."""
+
+from dataclasses import dataclass
+
+from r1train.config.schema import RunConfig
+from r1train.plan.ranks import RankParameters
+
+GRADIENT_BYTES = 4
+DTYPE_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankBytes:
+    """Bytes on one rank; optimizer: fp32 master weights (none in fp32 runs) and both moments of AdamW."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def rank_bytes(cfg: RunConfig, params: RankParameters) -> RankBytes:
+    """Bytes of one rank. Gradients are accumulated in fp32.
+
+    FP8 recipes keep bf16 weights. The distributed optimizer (ZeRO-1) spreads its state over dp x cp ranks for dense
+    parameters and over edp ranks for routed experts; a share is rounded up to whole parameters.
+    """
+    parallel, optim = cfg.parallel, cfg.optim
+    is_fp32 = optim.precision == "fp32"
+    per_parameter = 2 * DTYPE_BYTES["fp32" if is_fp32 else optim.moments_dtype] + (0 if is_fp32 else 4)
+    dense_ways = parallel.dp * parallel.cp if optim.distributed else 1
+    expert_ways = parallel.edp if optim.distributed else 1
+    owned = -(-params.dense // dense_ways) + -(-params.expert // expert_ways)
+    return RankBytes(
+        weights=params.total * (4 if is_fp32 else 2),
+        gradients=params.total * GRADIENT_BYTES,
+        optimizer=owned * per_parameter,
+    )

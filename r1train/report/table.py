@@ -1,0 +1,76 @@
+"""The stage table: one row per schedule step, read from the run folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r1train.config.schema import ScheduleStep
+from r1train.log.memory import read_peak
+from r1train.log.result import StageResult, read_result
+
+COLUMNS = (
+    "stage",
+    "steps",
+    "tokens",
+    "seconds",
+    "loss",
+    "accuracy (pass@1)",
+    "format rate",
+    "mean response tokens",
+)
+MISSING = "-"
+
+
+def print_table(root: Path, steps: Sequence[ScheduleStep], console: Console | None = None) -> list[tuple[str, ...]]:
+    """Prints the table and, where it was measured, the peak memory line; returns the rows.
+
+    A step without result.json is not finished: its cells are '-'.
+    """
+    out = console or Console()
+    rows = stage_rows(root, steps)
+    table = Table(*COLUMNS, title=str(root))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    line = memory_line(root)
+    if line is not None:
+        out.print(line, highlight=False)
+    return rows
+
+
+def stage_rows(root: Path, steps: Sequence[ScheduleStep]) -> list[tuple[str, ...]]:
+    """Cells of each step in schedule order, as in COLUMNS."""
+    results = [(step, read_result(root / step.id)) for step in steps]
+    return [_row(result) if result else (step.title, *[MISSING] * (len(COLUMNS) - 1)) for step, result in results]
+
+
+def memory_line(root: Path) -> str | None:
+    """Peak memory of all processes of the run together, None where it was not measured."""
+    peak = read_peak(root)
+    if peak is None:
+        return None
+    return f"peak memory of all processes: {peak.peak_bytes / 1e9:.2f} GB ({peak.processes} processes, {peak.measure})"
+
+
+def _row(result: StageResult) -> tuple[str, ...]:
+    numbers = result.evals.get(result.main_task) if result.main_task else None
+    return (
+        result.title,
+        MISSING if result.steps is None else f"{result.steps:,}",
+        MISSING if result.tokens is None else f"{result.tokens:,}",
+        f"{result.seconds:.1f}",
+        MISSING if result.loss is None else f"{result.loss:.4f}",
+        *(
+            (MISSING,) * 3
+            if numbers is None
+            else (
+                f"{100 * numbers.pass_at_1:.1f} % ({100 * numbers.ci_low:.1f} to {100 * numbers.ci_high:.1f})",
+                f"{100 * numbers.format_rate:.1f} %",
+                f"{numbers.mean_response_tokens:.1f}",
+            )
+        ),
+    )

@@ -1,0 +1,64 @@
+"""Accuracy: does the extracted answer solve the problem? One verifier per kind of task.
+
+Verifiers are imported when the first answer of their kind comes: a run pays start-up time (reasoning_gym 1 s,
+math_verify 0.4 s) for the tasks it has, and no more.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from r1train.errors import DataError
+from r1train.reward.number import parse_number
+
+# Reference answers are numbers: decided by exact arithmetic alone.
+NUMBER_TASKS = frozenset({"gsm8k"})
+# Reference answers are LaTeX: math-verify decides, which can hang on hostile input.
+MATH_TASKS = frozenset({"math", "aime24", "amc23"})
+
+Verifier = Callable[[str, dict[str, Any]], float]
+
+
+def verify(task: str, answer: str, entry: dict[str, Any]) -> float:
+    """1.0 when `answer` solves the problem, else 0.0.
+
+    task: one of NUMBER_TASKS, MATH_TASKS or a reasoning-gym data set; entry: {"question", "answer", "metadata"}.
+    Raises DataError for an unknown task or a reference answer that does not suit it, and whatever the verifier raises.
+    Runs as long as the verifier does: reward/grader.py puts a limit on it.
+    """
+    return verifier_of(task)(answer, entry)
+
+
+@cache
+def verifier_of(task: str) -> Verifier:
+    """The verifier of a task, its packages imported. Raises DataError for an unknown task."""
+    if task in NUMBER_TASKS:
+        return lambda answer, entry: number_accuracy(answer, entry["answer"])
+    if task in MATH_TASKS:
+        from r1train.reward.math_answer import math_accuracy  # noqa: PLC0415 - start-up time, see above
+
+        return lambda answer, entry: math_accuracy(answer, entry["answer"])
+    # One data set cannot be imported alone: the package imports all of them (measured: 1 s either way).
+    from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - start-up time, see above
+
+    try:
+        score_answer = get_score_answer_fn(task)
+    except ValueError as error:
+        known = sorted(NUMBER_TASKS | MATH_TASKS)
+        raise DataError(f"unknown task {task!r}. Fix: name a reasoning-gym data set or one of {known}") from error
+    # Some verifiers pay a little for a near miss; only a full solution is correct.
+    return lambda answer, entry: 1.0 if score_answer(answer, entry) == 1.0 else 0.0
+
+
+def needs_process(task: str) -> bool:
+    """Whether the task's verifier may hang, so that it must run in a killable process."""
+    return task in MATH_TASKS
+
+
+def number_accuracy(answer: str, reference: str) -> float:
+    """Exact equality of two plain numbers. Raises DataError when the reference is none."""
+    expected = parse_number(reference)
+    if expected is None:
+        fix = f"use a task of {sorted(MATH_TASKS)} for answers that are formulas"
+        raise DataError(f"the reference answer {reference!r} is no plain number. Fix: {fix}")
+    return 1.0 if parse_number(answer) == expected else 0.0

@@ -1,0 +1,53 @@
+"""Plain numbers in answers: a strict reading that no prose, list or undone sum can pass."""
+
+import re
+from fractions import Fraction
+from math import gcd
+
+# Longer than any sensible final answer; bounds the work of exact arithmetic on what a model writes.
+MAX_CHARS = 100
+
+_WRAPPERS = tuple(
+    re.compile(rf"{left}\s*(.+?)\s*{right}")
+    for left, right in (
+        (r"\$", r"\$"),
+        (r"\\\(", r"\\\)"),
+        (r"\\\[", r"\\\]"),
+        (r"\\boxed\{", r"\}"),
+        (r"\*\*", r"\*\*"),
+        (r"[a-zA-Z]\s*=", ""),
+    )
+)
+_CURRENCY = re.compile(r"([+-]?)\s*\\?[$\u20ac\u00a3]\s*(?=[0-9.])")
+_PERCENT = re.compile(r"\s*\\?%$")
+_NUMBER = re.compile(r"([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
+_FRACTION = re.compile(r"([+-]?)([0-9]+)\s*/\s*([0-9]+)")
+_LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}\{([0-9]+)\}|([0-9])([0-9]))")
+
+
+def parse_number(text: str) -> Fraction | None:
+    """Exact value of a text that is one number, else None.
+
+    Read: 72, -72, +72, 1,072, 72.0, .5, 1/2, \\frac{1}{2}, each optionally within $..$, \\(..\\), \\boxed{..} or
+    **..**, after `x =` or a currency sign, before a percent sign or a full stop (percent is a unit here: 50% is 50).
+    Not read: words, several numbers, sums, digits of other scripts, and fractions that are not in lowest terms, since
+    144/2 for 72 is a division left undone.
+    """
+    if len(text) > MAX_CHARS:
+        return None
+    text = text.strip().replace("\u2212", "-").removesuffix(".")
+    for _ in _WRAPPERS:  # they nest: $\boxed{x = 72}$
+        for wrapper in _WRAPPERS:
+            if match := wrapper.fullmatch(text):
+                text = match.group(1)
+    text = _PERCENT.sub("", _CURRENCY.sub(r"\1", text) if _CURRENCY.match(text) else text)
+    if match := _NUMBER.fullmatch(text):
+        value = Fraction(match.group(2).replace(",", "").removesuffix("."))
+    elif match := (_FRACTION.fullmatch(text) or _LATEX_FRACTION.fullmatch(text)):
+        numerator, denominator = (int(part) for part in match.groups()[1:] if part is not None)
+        if denominator < 2 or gcd(numerator, denominator) != 1:
+            return None
+        value = Fraction(numerator, denominator)
+    else:
+        return None
+    return -value if match.group(1) == "-" else value

@@ -1,0 +1,111 @@
+"""Records of generation: Sample and Group, and their JSON-lines form for storing rollouts."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from r1train.data.prompts import Prompt
+from r1train.errors import DataError
+
+Finish = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One response of the policy to one prompt.
+
+    prompt_id: id of its Prompt; index: 0-based place within the group.
+    tokens: int64 [R], response ids only; the last one is <|eos|> exactly when finish is "eos".
+    logprobs: float32 [R], the engine's log-probability of each token at the sampling temperature.
+    finish: "length" means the token budget ended it. policy_version: optimizer steps done by the sampling weights.
+    text: the decoded tokens without <|eos|>.
+    Nothing is optional: an engine that cannot give a field does not give a Sample.
+    """
+
+    prompt_id: str
+    index: int
+    tokens: npt.NDArray[np.int64]
+    logprobs: npt.NDArray[np.float32]
+    finish: Finish
+    policy_version: int
+    text: str
+
+    def __post_init__(self) -> None:
+        assert self.tokens.ndim == 1 and self.tokens.dtype == np.int64, (self.tokens.shape, self.tokens.dtype)
+        assert self.logprobs.shape == self.tokens.shape, (self.logprobs.shape, self.tokens.shape)
+        assert self.logprobs.dtype == np.float32, self.logprobs.dtype
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish == "length"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """All samples of one prompt, in order of their index; groups may differ in size."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        assert all(sample.prompt_id == self.prompt.id for sample in self.samples), self.prompt.id
+
+
+def sample_to_row(sample: Sample) -> dict[str, object]:
+    """JSON-ready dict; float32 logprobs keep their value exactly (shortest decimal that reads back the same)."""
+    return {
+        "prompt_id": sample.prompt_id,
+        "index": sample.index,
+        "tokens": sample.tokens.tolist(),
+        "logprobs": [float(str(value)) for value in sample.logprobs],
+        "finish": sample.finish,
+        "policy_version": sample.policy_version,
+        "text": sample.text,
+    }
+
+
+def sample_from_row(row: dict) -> Sample:
+    """Inverse of sample_to_row. Raises KeyError when a field is absent."""
+    return Sample(
+        prompt_id=row["prompt_id"],
+        index=row["index"],
+        tokens=np.asarray(row["tokens"], dtype=np.int64),
+        logprobs=np.asarray(row["logprobs"], dtype=np.float32),
+        finish=row["finish"],
+        policy_version=row["policy_version"],
+        text=row["text"],
+    )
+
+
+def group_to_row(group: Group) -> dict[str, object]:
+    """JSON-ready dict with keys prompt and samples; a stage may add keys of its own, such as scores."""
+    return {"prompt": asdict(group.prompt), "samples": [sample_to_row(sample) for sample in group.samples]}
+
+
+def group_from_row(row: dict) -> Group:
+    """Inverse of group_to_row; keys that a stage added are ignored. Raises KeyError when a field is absent."""
+    prompt = Prompt(**{**row["prompt"], "token_ids": tuple(row["prompt"]["token_ids"])})
+    return Group(prompt=prompt, samples=tuple(sample_from_row(sample) for sample in row["samples"]))
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Appends one JSON line per row, flushed at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """Rows of a rollout file in order. Raises DataError with the line number when a line is not JSON."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number} is not JSON ({error}). Fix: delete that line") from error

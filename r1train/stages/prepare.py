@@ -1,0 +1,185 @@
+"""Prepare stage: raw text and problem generators -> tokenizer, .bin/.idx corpora, cold-start examples and prompt sets.
+
+Single process. Everything is built in <data.dir>.tmp and renamed piece by piece; the marker _DONE, with a hash of what
+the data were made from, comes last. A second run with the same inputs does nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from r1train.config.schema import RunConfig
+from r1train.config.schema_train import DataConfig, TaskConfig
+from r1train.data.cold_start import apportion, cold_start_rows, worked_text
+from r1train.data.corpus import write_corpus
+from r1train.data.documents import BUILTIN_PREFIX, asset, documents
+from r1train.data.files import write_rows
+from r1train.data.order import epoch_order
+from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_problem_sets
+from r1train.data.solutions import has_worked_solutions
+from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
+from r1train.errors import DataError
+
+MARKER = "_DONE"
+PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
+WORKED = BUILTIN_PREFIX + "worked"
+# Raised when the same config must give other files than before.
+_FORMAT = 1
+# Text of each corpus that the tokenizer sees: enough for its merges, little enough to keep a large corpus quick.
+_TOKENIZER_CHARACTERS = 2_000_000
+
+
+def run(cfg: RunConfig) -> dict:
+    """Build cfg.data.dir. Returns the summary: tokens and documents per corpus, examples, prompts per set and task.
+
+    Raises DataError for whatever is wrong with the sources, tasks or parameters; the folder then stays as it was.
+    """
+    folder = Path(cfg.data.dir)
+    fingerprint = _fingerprint(cfg.data)
+    done = _finished(folder, fingerprint)
+    if done is not None:
+        return done
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        summary = _build(cfg.data, partial)
+        _move_into_place(partial, folder, {"hash": fingerprint, "summary": summary})
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _fingerprint(data: DataConfig) -> str:
+    """Hash of everything the files depend on: config, sources, and the packages that generate and tokenise."""
+    sources = []
+    for corpus in data.corpora:
+        if not corpus.source.startswith(BUILTIN_PREFIX):
+            path = Path(corpus.source)
+            sources.append([path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None)
+    shipped = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(asset("").glob("*.gz"))]
+    versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
+    config = {name: value for name, value in asdict(data).items() if name != "dir"}
+    content = json.dumps([_FORMAT, config, sources, shipped, versions], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _finished(folder: Path, fingerprint: str) -> dict | None:
+    """Summary of a finished build from the same inputs, or None."""
+    marker = folder / MARKER
+    if not marker.is_file() or not all((folder / piece).exists() for piece in PIECES):
+        return None
+    content = json.loads(marker.read_text(encoding="utf-8"))
+    return content["summary"] if content["hash"] == fingerprint else None
+
+
+def _build(data: DataConfig, out: Path) -> dict:
+    _check_names(data)
+    sets = _problem_sets(data)
+    train = list(itertools.chain.from_iterable(of_task.train for of_task in sets))
+    heldout = list(itertools.chain.from_iterable(of_task.heldout for of_task in sets))
+    cold = list(itertools.chain.from_iterable(of_task.cold_start for of_task in sets))
+    worked = _shuffled(list(itertools.chain.from_iterable(of_task.worked for of_task in sets)), data.seed, "worked")
+    texts = {corpus.name: _corpus_texts(corpus.source, worked) for corpus in data.corpora}
+    bpe = train_tokenizer(itertools.chain.from_iterable(map(_head, texts.values())), data.tokenizer_vocab_size)
+    save_tokenizer(bpe, out / "tokenizer")
+    tokenizer = Tokenizer.load(out / "tokenizer")
+    sizes = {name: asdict(write_corpus(source, tokenizer, out / "corpus" / name)) for name, source in texts.items()}
+    rows = [
+        cold_start_rows(of_task.cold_start, task, seed=data.seed)
+        for task, of_task in zip(data.tasks, sets, strict=True)
+    ]
+    assert_disjoint(train, heldout, cold, worked)
+    return {
+        "corpora": sizes,
+        "cold_start": write_rows(
+            out / "cold_start.jsonl", _shuffled(list(itertools.chain.from_iterable(rows)), data.seed, "cold_start")
+        ),
+        "train": _write_prompts(out / "prompts" / "train.jsonl", _shuffled(train, data.seed, "train")),
+        "heldout": _write_prompts(out / "prompts" / "heldout.jsonl", heldout),
+    }
+
+
+def _check_names(data: DataConfig) -> None:
+    for what, names in (("corpora", [c.name for c in data.corpora]), ("tasks", [t.name for t in data.tasks])):
+        if len(set(names)) < len(names) or not names:
+            raise DataError(f"data.{what} are {names}: each once, and at least one. Fix: data.{what}")
+    uses_worked = any(corpus.source == WORKED for corpus in data.corpora)
+    if uses_worked != (data.worked_examples > 0):
+        raise DataError(
+            f"data.worked_examples = {data.worked_examples}, and {'a' if uses_worked else 'no'} corpus uses {WORKED}. "
+            f"Fix: worked_examples above 0 together with a corpus {WORKED}, or neither"
+        )
+
+
+def _problem_sets(data: DataConfig) -> list[ProblemSets]:
+    """Problem sets in the order of data.tasks; worked examples are shared out by the tasks' train counts."""
+    solvable = [task for task in data.tasks if has_worked_solutions(task.name) and task.train > 0]
+    if data.worked_examples and not solvable:
+        raise DataError(
+            "data.worked_examples: no task has written solutions. Fix: set it to 0, or add a task such as chain_sum"
+        )
+    shares = apportion([task.train for task in solvable], data.worked_examples) if solvable else []
+    worked = dict(zip((task.name for task in solvable), shares, strict=True))
+    seen: set[str] = set()
+
+    def build(task: TaskConfig) -> ProblemSets:
+        return build_problem_sets(task, worked.get(task.name, 0), seed=data.seed, seen=seen)
+
+    return [build(task) for task in data.tasks]
+
+
+def _corpus_texts(source: str, worked: list[Problem]) -> Iterable[str]:
+    """Documents of one corpus; can be read twice, for the tokenizer and for the corpus."""
+    if source == WORKED:
+        return [worked_text(problem) for problem in worked]
+    return _Documents(source)
+
+
+class _Documents:
+    """documents(source), from the beginning each time it is read."""
+
+    def __init__(self, source: str):
+        self._source = source
+
+    def __iter__(self) -> Iterator[str]:
+        return documents(self._source)
+
+
+def _head(texts: Iterable[str]) -> Iterator[str]:
+    """The first documents, until they hold _TOKENIZER_CHARACTERS."""
+    characters = 0
+    for text in texts:
+        yield text
+        characters += len(text)
+        if characters >= _TOKENIZER_CHARACTERS:
+            return
+
+
+def _shuffled[T](items: list[T], seed: int, stream: str) -> list[T]:
+    return [items[index] for index in epoch_order(len(items), seed=seed, epoch=0, stream=f"prepare/{stream}")]
+
+
+def _write_prompts(path: Path, problems: list[Problem]) -> dict[str, int]:
+    """Write a prompt set; returns the number of prompts per task."""
+    write_rows(path, (problem.row() for problem in problems))
+    tasks = [problem.task for problem in problems]
+    return {task: tasks.count(task) for task in sorted(set(tasks))}
+
+
+def _move_into_place(partial: Path, folder: Path, marker: dict) -> None:
+    """Rename the finished pieces into folder; the old marker goes first and the new one comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).unlink(missing_ok=True)
+    for piece in PIECES:
+        target = folder / piece
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(partial / piece, target)
+    (partial / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial / MARKER, folder / MARKER)

@@ -1,0 +1,54 @@
+"""The distributed optimizer: AdamW through megatron-core."""
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+
+from r1train.config.schema_train import OptimConfig
+from r1train.dist.init import Device
+from r1train.model.spec import PARAMS_DTYPE
+
+_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_optimizer(optim: OptimConfig, model: DistributedDataParallel, device: Device) -> MegatronOptimizer:
+    """AdamW over this rank's shard; matrices decay, norm weights do not. The learning rate is set before every step."""
+    dtype = PARAMS_DTYPE[optim.precision]
+    # Only Transformer Engine's FusedAdam keeps moments in another dtype than the master weights.
+    precision_aware = device.type == "cuda" and dtype == torch.bfloat16 and optim.moments_dtype == "bf16"
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=0.0,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_distributed_optimizer=optim.distributed,
+        use_precision_aware_optimizer=precision_aware,
+        exp_avg_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,
+        exp_avg_sq_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,
+    )
+    return get_megatron_optimizer(config, [model], use_gloo_process_groups=device.type == "cuda")
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Give torch's AdamW zero moments and step 0, so that a loaded state has somewhere to go.
+
+    megatron-core does this itself for Transformer Engine's FusedAdam, not for torch's, which also keeps a step tensor.
+    """
+    for part in optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                part.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }

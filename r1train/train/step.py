@@ -1,0 +1,82 @@
+"""One optimizer step, shared by every training stage: the objective is an argument."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+
+from r1train.errors import R1TrainError
+from r1train.train.forward import LossOutput, MicroBatch, Objective, forward_backward
+from r1train.train.optim import set_learning_rate
+from r1train.train.schedules import Progress, value_at
+from r1train.train.setup import Trainer
+
+
+class TrainingDiverged(R1TrainError):
+    """Loss or gradient norm is not finite; every rank raises it in the same step."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did: logs are means per counted token over all ranks; num_tokens is that count."""
+
+    logs: dict[str, float]
+    num_tokens: int
+    grad_norm: float
+    learning_rate: float
+
+
+def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective) -> StepResult:
+    """Schedules, gradients, clip, update. Every data-parallel rank passes the same number of micro-batches.
+
+    Raises TrainingDiverged before the weights change when the gradient norm is not finite.
+    """
+    learning_rate = _apply_schedules(trainer)
+    trainer.model.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+    trainer.module.train()
+    outputs = forward_backward(trainer.model, [batch.to(trainer.device.torch_device) for batch in batches], objective)
+    logs, num_tokens = reduce_logs(outputs, trainer.device.torch_device)
+    if not all(torch.isfinite(torch.tensor(value)) for value in logs.values()):
+        raise TrainingDiverged(f"step {trainer.state.step + 1}: {logs} is not finite; the last checkpoint is unharmed")
+    updated, grad_norm, _ = trainer.optimizer.step()
+    if not updated or not torch.isfinite(torch.tensor(grad_norm)):
+        raise TrainingDiverged(f"step {trainer.state.step + 1}: gradient norm {grad_norm}; the last checkpoint is unharmed")
+    # megatron-core adds to these trackers at every forward; we log through our own sums.
+    MTPLossLoggingHelper.clean_metrics_in_tracker()
+    get_moe_metrics_tracker().clear()
+    return StepResult(logs, num_tokens, float(grad_norm), learning_rate)
+
+
+def _apply_schedules(trainer: Trainer) -> float:
+    """Set this step's learning rate, MTP weight and bias rate; returns the learning rate."""
+    lr, state = trainer.cfg.lr, trainer.state
+    progress = Progress(state.tokens, state.step, trainer.total_steps)
+    learning_rate = value_at(lr.learning_rate, progress)
+    set_learning_rate(trainer.optimizer, learning_rate)
+    trainer.model_config.mtp_loss_scaling_factor = value_at(lr.mtp_weight, progress)
+    trainer.model_config.moe_router_bias_update_rate = value_at(lr.bias_rate, progress)
+    return learning_rate
+
+
+def reduce_logs(outputs: list[LossOutput], device: torch.device) -> tuple[dict[str, float], int]:
+    """Sums over micro-batches and data-parallel ranks, divided by the global token count, known to every rank."""
+    names: list[list[str]] = [sorted(outputs[0].logs) if outputs else []]
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    pp_group = parallel_state.get_pipeline_model_parallel_group()
+    if pp_group.size() > 1:
+        torch.distributed.broadcast_object_list(names, src=last, group=pp_group)
+    sums = torch.zeros(len(names[0]) + 1, dtype=torch.float64, device=device)
+    for output in outputs:
+        sums += torch.stack([*(output.logs[name].double() for name in names[0]), output.num_tokens.double()])
+    if parallel_state.is_pipeline_last_stage():
+        torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    if pp_group.size() > 1:
+        torch.distributed.broadcast(sums, src=last, group=pp_group)
+    values = sums.tolist()
+    count = values.pop()
+    return {name: value / max(count, 1.0) for name, value in zip(names[0], values, strict=True)}, round(count)

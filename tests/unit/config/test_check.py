@@ -1,0 +1,211 @@
+"""One test per rule: what is reported, at which key, and that the neighbouring good value passes."""
+
+import pytest
+
+from r1train.config.check_data import RULES as DATA_RULES
+from r1train.config.check_layout import RULES as LAYOUT_RULES
+from r1train.config.check_model import RULES as MODEL_RULES
+from r1train.config.check_rl import RULES as RL_RULES
+from r1train.config.check_train import RULES as TRAIN_RULES
+from r1train.config.layout import parse_layout
+
+PRETRAIN = ("stage=pretrain",)
+GRPO = ("stage=grpo", "stage.init_from=x")
+REJECT = ("stage=reject", "stage.init_from=x")
+FOUR = ("parallel.world_size=4", "cluster.processes_per_node=4")
+PP2 = (*FOUR, "parallel.pp=2")
+
+# (rule, stage, overrides, key, part of the message)
+CASES = [
+    ("dense_layers_within_layers", PRETRAIN, ["model.num_dense_layers=5"], "model.num_dense_layers", "the 4 layers"),
+    ("groups_divide_experts", PRETRAIN, ["model.num_expert_groups=3"], "model.num_expert_groups", "divide the 8 experts"),
+    ("groups_per_token_exist", PRETRAIN, ["model.num_groups_per_token=3"], "model.num_groups_per_token", "than the 2"),
+    (
+        "chosen_groups_hold_enough_experts",
+        PRETRAIN,
+        ["model.num_experts_per_token=5"],
+        "model.num_experts_per_token",
+        "only 4 experts",
+    ),
+    ("group_score_is_top_two", PRETRAIN, ["model.num_experts_per_token=1"], "model.num_experts_per_token", "top 2"),
+    ("group_has_two_experts", PRETRAIN, ["model.num_expert_groups=8"], "model.num_expert_groups", "fewer than 2"),
+    ("bias_needs_sigmoid", PRETRAIN, ["model.router_score=softmax"], "model.router_bias", "sigmoid scores only"),
+    ("rope_dimension_is_even", PRETRAIN, ["model.qk_rope_head_dim=7"], "model.qk_rope_head_dim", "pairs"),
+    ("model_numbers_in_range", PRETRAIN, ["model.init_std=0"], "model.init_std", "above 0"),
+    ("vocabulary_holds_the_tokenizer", PRETRAIN, ["model.vocab_size=500"], "model.vocab_size", "512 entries"),
+    ("world_size_is_the_cluster", PRETRAIN, ["parallel.world_size=4"], "parallel.world_size", "x 2 process(es) = 2"),
+    ("axes_divide_the_world", PRETRAIN, ["parallel.cp=4"], "parallel.world_size", "1 x 1 x 4 = 4"),
+    ("expert_axes_divide_the_world", PRETRAIN, ["parallel.ep=4"], "parallel.ep", "4 x 1 x 1 = 4 does not divide"),
+    (
+        "heads_divisible_by_tp",
+        PRETRAIN,
+        ["parallel.tp=2", "model.num_attention_heads=5"],
+        "model.num_attention_heads",
+        "not divisible by parallel.tp = 2",
+    ),
+    (
+        "vocabulary_divisible_by_tp",
+        PRETRAIN,
+        ["parallel.tp=2", "model.vocab_size=513"],
+        "model.vocab_size",
+        "not divisible by parallel.tp = 2",
+    ),
+    (
+        "widths_divisible",
+        PRETRAIN,
+        ["parallel.tp=2", "model.ffn_hidden_size=255"],
+        "model.ffn_hidden_size",
+        "not divisible by parallel.tp = 2",
+    ),
+    ("experts_divisible_by_ep", PRETRAIN, ["model.num_experts=9"], "parallel.ep", "does not divide the 9 experts"),
+    (
+        "groups_align_with_expert_ranks",
+        PRETRAIN,
+        ["parallel.world_size=3", "cluster.processes_per_node=3", "parallel.ep=3", "model.num_experts=12"],
+        "parallel.ep",
+        "cuts across the 2 expert groups",
+    ),
+    ("even_split_needs_divisible_layers", PRETRAIN, [*PP2, "model.num_layers=5"], "parallel.pp", "5 layers cannot"),
+    ("layout_can_be_read", PRETRAIN, [*PP2, "parallel.pp_layout=Ettx|ttmL"], "parallel.pp_layout", "character(s) x"),
+    ("layout_starts_and_ends", PRETRAIN, [*PP2, 'parallel.pp_layout="tt|ttmL"'], "parallel.pp_layout", "one E"),
+    ("layout_has_every_layer", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|ttmL"'], "parallel.pp_layout", "has 3 decoder"),
+    ("layout_has_every_mtp_block", PRETRAIN, [*PP2, 'parallel.pp_layout="Ett|ttL"'], "parallel.pp_layout", "has 0 MTP"),
+    ("layout_has_mtp_last", PRETRAIN, [*PP2, 'parallel.pp_layout="Ett|tmtL"'], "parallel.pp_layout", "after the last"),
+    ("layout_has_pp_stages", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|tt|tmL"'], "parallel.pp_layout", "has 3 stages"),
+    ("device_can_run_it", PRETRAIN, ["optim.precision=fp8_blockwise"], "optim.precision", "FP8 needs a GPU"),
+    ("sequence_fits_positions", PRETRAIN, ["stage.seq_length=513"], "stage.seq_length", "longer than the 512"),
+    ("sequence_divides_over_ranks", PRETRAIN, ["parallel.cp=2", "stage.seq_length=258"], "stage.seq_length", "4 parts"),
+    ("batch_divides_over_ranks", PRETRAIN, ["stage.batch_size=33"], "stage.batch_size", "2 x 16 = 32"),
+    ("optimizer_in_range", PRETRAIN, ["optim.beta2=1.0"], "optim.beta2", "outside [0, 1)"),
+    (
+        "schedules_move_forward",
+        PRETRAIN,
+        ["lr.mtp_weight.segments.0.until=1.0"],
+        "lr.mtp_weight.segments",
+        "must increase",
+    ),
+    (
+        "fractions_end_at_one",
+        PRETRAIN,
+        ["lr.learning_rate.segments.1.until=1.5"],
+        "lr.learning_rate.segments.1.until",
+        "beyond 1",
+    ),
+    ("scheduled_values_not_negative", PRETRAIN, ["lr.bias_rate.start=-1"], "lr.bias_rate.start", "below 0"),
+    ("names_are_unique", PRETRAIN, ["data.corpora.1.name=text"], "data.corpora", "stands 2 times"),
+    (
+        "corpus_weights_count",
+        PRETRAIN,
+        ["data.corpora=[{name: a, source: b, weight: 0.0}]"],
+        "data.corpora",
+        "no corpus has a weight",
+    ),
+    ("task_styles_are_shares", PRETRAIN, ["data.tasks.0.styles={steps: 0.9}"], "data.tasks.0.styles", "sum to 1"),
+    (
+        "task_has_problems",
+        PRETRAIN,
+        ["data.tasks.0.train=0", "data.tasks.0.heldout=0", "data.tasks.0.cold_start=0"],
+        "data.tasks.0",
+        "all 0",
+    ),
+    ("worked_corpus_has_examples", PRETRAIN, ["data.worked_examples=0"], "data.worked_examples", "would be empty"),
+    (
+        "groups_fill_minibatches",
+        GRPO,
+        ["stage.minibatches_per_step=3"],
+        "stage.minibatches_per_step",
+        "the 256 samples",
+    ),
+    ("group_has_two_samples", GRPO, ["stage.samples_per_prompt=1"], "stage.samples_per_prompt", "needs two"),
+    ("keeps_no_more_than_sampled", REJECT, ["stage.keep_per_prompt=5"], "stage.keep_per_prompt", "the 4 samples"),
+    ("clip_and_kl_not_negative", GRPO, ["stage.kl_coef=-0.1"], "stage.kl_coef", "below 0"),
+    ("sampling_temperature_positive", GRPO, ["rollout.temperature=0"], "rollout.temperature", "above 0"),
+    ("top_p_is_a_share", GRPO, ["rollout.top_p=1.5"], "rollout.top_p", "outside (0, 1]"),
+    ("sample_fits_training_sequence", GRPO, ["stage.seq_length=128"], "stage.seq_length", "max_response_tokens = 192"),
+    (
+        "sample_fits_positions",
+        GRPO,
+        ["rollout.max_response_tokens=500"],
+        "rollout.max_response_tokens",
+        "512 positions",
+    ),
+    (
+        "reward_weights_count",
+        GRPO,
+        ["reward.accuracy=0", "reward.format=0", "reward.language=0"],
+        "reward",
+        "every weight of the reward is 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "overrides", "key", "message"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_rule_reports(problems, stage, overrides, key, message):
+    found = problems(*stage, *overrides)
+    assert message in found[key].what
+    assert found[key].fix
+
+
+@pytest.mark.parametrize("stage", [PRETRAIN, GRPO, REJECT])
+def test_the_base_of_every_case_is_good(problems, stage):
+    assert problems(*stage) == {}
+
+
+def test_every_rule_has_a_case():
+    rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *TRAIN_RULES, *DATA_RULES, *RL_RULES)}
+    assert rules == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("model.num_experts=0", "below 1"),
+        ("parallel.tp=-1", "below 1"),
+        ("model.mtp_depth=-1", "below 0"),
+        ("optim.eps=.nan", "not a finite number"),
+        ("data.corpora.0.weight=inf", "not a finite number"),
+    ],
+)
+def test_sizes_and_numbers(problems, override, what):
+    assert problems(*PRETRAIN, override)[override.partition("=")[0]].what == what
+
+
+def test_negative_weights_and_shares(problems):
+    found = problems(*PRETRAIN, "data.corpora.0.weight=-1", "data.tasks.0.styles={steps: 2.0, direct: -1.0}")
+    assert found["data.corpora.0.weight"].what == "below 0"
+    assert "0 or more" in found["data.tasks.0.styles"].what
+
+
+def test_flex_dispatcher_needs_cuda(problems):
+    assert "needs a GPU" in problems(*PRETRAIN, "parallel.dispatcher=flex")["parallel.dispatcher"].what
+    on_gpu = ["cluster.device=cuda", "parallel.dispatcher=flex", "optim.precision=fp8_blockwise"]
+    assert problems(*PRETRAIN, *on_gpu) == {}
+
+
+def test_yarn_limits_positions(problems):
+    yarn = "model.yarn={factor: 2.0, original_max_positions: 64}"
+    assert "the 128 positions" in problems(*PRETRAIN, yarn)["stage.seq_length"].what
+    assert problems(*PRETRAIN, yarn, "stage.seq_length=128") == {}
+
+
+def test_greedy_evaluation_is_allowed(problems):
+    assert problems(*PRETRAIN, "eval.temperature=0") == {}
+    assert problems(*PRETRAIN, "eval.temperature=-1")["eval.temperature"].what == "below 0"
+
+
+@pytest.mark.parametrize(
+    "layout", ['"Ett|ttmL"', '"Et*2|t*2,mL"', '"E(t)*2|ttmL"', '"Et|t|t|tmL"', '"Ett|tt||mL"', '"E|t|t|ttmL"']
+)
+def test_good_layouts_pass(problems, layout):
+    assert problems(*PRETRAIN, *PP2, f"parallel.pp_layout={layout}") == {}
+
+
+def test_loss_must_be_in_the_last_stage(problems):
+    assert "one L (loss)" in problems(*PRETRAIN, *PP2, 'parallel.pp_layout="Ett|ttmL||"')["parallel.pp_layout"].what
+
+
+def test_parse_layout_unrolls_as_megatron_does():
+    assert parse_layout("Ettt|(tt|)*29,m|L") == ("Ettt", *["tt"] * 29, "m", "L")
+    assert parse_layout("Etttt|(tttt|)*14tmL") == ("Etttt", *["tttt"] * 14, "tmL")
+    with pytest.raises(ValueError, match=r"unknown character\(s\) \( \) x"):
+        parse_layout("E(tt|)x14L")

@@ -1,0 +1,137 @@
+"""Verifiers on right, wrong and adversarial answers."""
+
+from fractions import Fraction
+
+import pytest
+
+from r1train.errors import DataError
+from r1train.reward.accuracy import needs_process, verify
+from r1train.reward.math_answer import math_accuracy
+from r1train.reward.number import parse_number
+
+HEDGES = ["72 or 73", "70 71 72", "71, 72", "{71,72}", "71\\boxed{72}", "\\pm 72", "$71$ $72$", "72;73"]
+UNDONE = ["36+36", "6*12", "144/2", "\\frac{144}{2}", "72+0*x", "sqrt(5184)", "2^3*9"]
+NOT_IT = [
+    "not 72",
+    "72 != 71",
+    "72<73",
+    "73=72",
+    "72=72",
+    "72!",
+    "72i",
+    "-72",
+    "7 2",
+    "720",
+    "",
+    "nan",
+    "\\infty",
+    "0/0",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", Fraction(72)),
+        (" -72 ", Fraction(-72)),
+        ("\u221272", Fraction(-72)),
+        ("+0072.50", Fraction(145, 2)),
+        ("1,072", Fraction(1072)),
+        ("1,234,567.5", Fraction(2469135, 2)),
+        (".5", Fraction(1, 2)),
+        ("72.", Fraction(72)),
+        ("$72$", Fraction(72)),
+        ("\\(72\\)", Fraction(72)),
+        ("$\\boxed{x = 72}$.", Fraction(72)),
+        ("**72**", Fraction(72)),
+        ("$72", Fraction(72)),
+        ("-\\$1,000.25", Fraction(-400100, 400)),
+        ("50%", Fraction(50)),
+        ("50 \\%", Fraction(50)),
+        ("-1/2", Fraction(-1, 2)),
+        ("\\frac{3}{4}", Fraction(3, 4)),
+        ("-\\dfrac34", Fraction(-3, 4)),
+    ],
+)
+def test_parse_number_reads(text, value):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*HEDGES, *UNDONE, "not 72", "7 2", "", "nan", "1e3", "1,07", "10,72", "1_000", "\u0667\u0662", "2/4", "4/1", "1/0"]
+    + ["--72", "72 clips", "1" * 101, "$", ".", "-", "x=", "\\frac{1}{2}{3}", "50%%"],
+)
+def test_parse_number_refuses(text):
+    assert parse_number(text) is None
+
+
+def gsm8k(answer, reference="72"):
+    return verify("gsm8k", answer, {"question": "?", "answer": reference, "metadata": {}})
+
+
+@pytest.mark.parametrize("answer", ["72", "72.0", "$72", "\\boxed{72}", "+72"])
+def test_gsm8k_right(answer):
+    assert gsm8k(answer) == 1.0
+
+
+@pytest.mark.parametrize("answer", [*HEDGES, *UNDONE, *NOT_IT, "9**9**9**9", "72" * 10_000])
+def test_gsm8k_wrong(answer):
+    assert gsm8k(answer) == 0.0
+
+
+def test_gsm8k_reads_commas_and_never_rounds():
+    assert gsm8k("10000", "10,000") == 1.0
+    assert gsm8k("0.3333333333333333", "1/3") == 0.0
+
+
+def test_gsm8k_bad_reference_is_a_data_error():
+    with pytest.raises(DataError, match="'seventy' is no plain number"):
+        gsm8k("70", "seventy")
+
+
+@pytest.mark.parametrize("answer", ["72", "$72.0$", "x=72", "\\left(72\\right)", "72\\text{ km}", "72^\\circ"])
+def test_math_right_number(answer):
+    assert math_accuracy(answer, "72") == 1.0
+
+
+@pytest.mark.parametrize("answer", [*HEDGES, *UNDONE, *NOT_IT])
+def test_math_wrong_number(answer):
+    assert math_accuracy(answer, "72") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "value"),
+    [
+        ("0.5", "\\frac{1}{2}", 1.0),
+        ("0.51", "\\frac{1}{2}", 0.0),
+        ("1+x^2", "x^2+1", 1.0),
+        ("y=1+x^2", "x^2+1", 1.0),
+        ("1=x^2+1", "x^2+1", 0.0),
+        ("\\sqrt{12}", "2\\sqrt{3}", 1.0),
+        ("3.4641", "2\\sqrt{3}", 0.0),
+        ("(1,2)", "(1,2)", 1.0),
+        ("(2,1)", "(1,2)", 0.0),
+        ("\\text{(A)}", "\\text{(A)}", 1.0),
+        ("\\text{(B)}", "\\text{(A)}", 0.0),
+    ],
+)
+def test_math_formulas(answer, reference, value):
+    assert verify("math", answer, {"answer": reference}) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [("13", 1.0), ("+013.0", 1.0), ("4+9", 0.0), ("13 or 14", 0.0), ("113", 0.0), ("", 0.0)]
+)
+def test_reasoning_gym_verifier(answer, value):
+    entry = {"question": "4 + 9 =", "answer": "13", "metadata": {"expression": "4 + 9"}}
+    assert verify("chain_sum", answer, entry) == value
+
+
+def test_unknown_task_names_the_fix():
+    with pytest.raises(DataError, match="unknown task 'chain_sums'. Fix: name a reasoning-gym data set or one of"):
+        verify("chain_sums", "1", {"answer": "1"})
+
+
+def test_only_math_verify_needs_a_process():
+    assert [needs_process(task) for task in ("math", "aime24", "gsm8k", "chain_sum")] == [True, True, False, False]

@@ -1,0 +1,144 @@
+"""Grader processes: order, hangs, crashes, exceptions, forged answers, and that no process is left behind."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from r1train.errors import ConfigError, DataError, EnvironmentProblem
+from r1train.reward.grader import PACKAGE_PARENT, Grade, GradeItem, Grader
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
+HOSTILE_WORKER = """
+import os, sys, time
+from r1train.errors import DataError
+from r1train.reward.worker import serve
+
+def grade(task, answer, entry):
+    if task == "hang":
+        time.sleep(600)
+    if task == "exit":
+        os._exit(7)
+    if task == "raise":
+        raise ValueError("bad verifier")
+    if task == "print":
+        print('{"correct": 1.0}', flush=True)
+    if task == "memory":
+        bytearray(64 * 2**30)
+    return 1.0 if answer == entry["answer"] else 0.0
+
+def prepare(task):
+    if task == "unknown":
+        raise DataError("unknown task 'unknown'")
+
+serve(grade, prepare=prepare, timeout_s=float(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    script = tmp_path / "hostile_worker.py"
+    script.write_text(HOSTILE_WORKER)
+    return (sys.executable, str(script))
+
+
+def item(task, answer="1", reference="1"):
+    return GradeItem(task=task, answer=answer, entry={"question": "", "answer": reference, "metadata": {}})
+
+
+def test_hang_crash_and_exception_cost_only_their_own_items(command):
+    items = [item("x"), item("hang"), item("x", "2"), item("exit"), item("raise"), item("memory"), item("x")]
+    before = {child.pid for child in psutil.Process().children()}
+    with Grader(processes=2, timeout_s=1.0, command=command) as grader:
+        grades = grader.grade(items)
+        again = grader.grade([item("x"), item("x", "2"), item("x")])
+    assert grades == [
+        Grade(1.0, None),
+        Grade(None, "grader timed out after 1 s"),
+        Grade(0.0, None),
+        Grade(None, "grader process ended with exit code 7"),
+        Grade(None, "ValueError: bad verifier"),
+        Grade(None, "MemoryError: "),
+        Grade(1.0, None),
+    ]
+    assert again == [Grade(1.0, None), Grade(0.0, None), Grade(1.0, None)]
+    assert {child.pid for child in psutil.Process().children()} == before
+
+
+def test_printing_cannot_forge_a_verdict(command):
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        assert grader.grade([item("print", "2"), item("print", "1")]) == [Grade(0.0, None), Grade(1.0, None)]
+
+
+def test_user_errors_stop_the_run_and_the_grader_recovers(command):
+    with Grader(processes=2, timeout_s=5.0, command=command) as grader:
+        with pytest.raises(DataError, match="unknown task 'unknown'"):
+            grader.grade([item("x"), item("unknown"), item("x")])
+        assert grader.grade([item("x", "2")]) == [Grade(0.0, None)]
+
+
+def test_idle_worker_killed_from_outside_is_replaced(command):
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        grader.grade([item("x")])
+        worker = grader._workers[0].process
+        worker.kill()
+        worker.wait()
+        assert grader.grade([item("x", "2"), item("x")]) == [Grade(0.0, None), Grade(1.0, None)]
+        assert grader._workers[0].process.pid != worker.pid
+
+
+def test_worker_that_cannot_start_is_reported():
+    command = (sys.executable, "-c", "raise SystemExit(3)")
+    with Grader(processes=1, timeout_s=1.0, command=command) as grader, pytest.raises(EnvironmentProblem):
+        grader.grade([item("x")])
+
+
+def test_worker_ends_by_itself_when_its_parent_was_killed(command):
+    """A worker that hangs in a verifier has nobody left to kill it: its alarm does (after 2 * 0.2 + 1 s)."""
+    worker = subprocess.Popen([*command, "0.2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    worker.stdin.write(b'{"task": "hang", "answer": "", "entry": {}}\n')
+    worker.stdin.flush()
+    assert worker.wait(timeout=30) == -14
+    worker.stdin.close()
+    worker.stdout.close()
+
+
+def test_real_worker_math_verify_hang_is_timed_out():
+    entry = {"question": "", "answer": "x+1", "metadata": {}}
+    answers = ["x+1", "9^{9^{9^{9}}}+x+1", "1+x"]
+    start = time.monotonic()
+    with Grader(processes=1, timeout_s=2.0) as grader:
+        grades = grader.grade([GradeItem(task="math", answer=answer, entry=entry) for answer in answers])
+    assert (grades[0], grades[2]) == (Grade(1.0, None), Grade(1.0, None))
+    assert grades[1].correct in (None, 0.0)
+    assert time.monotonic() - start < 60
+
+
+def test_real_worker_reports_an_unknown_task():
+    with Grader(processes=1, timeout_s=5.0) as grader, pytest.raises(DataError, match="unknown task 'no_such_task'"):
+        grader.grade([item("no_such_task")])
+
+
+def test_in_process_grading():
+    grader = Grader(processes=0, timeout_s=1.0)
+    broken = GradeItem(task="chain_sum", answer="1", entry={"question": ""})
+    assert grader.grade([item("gsm8k"), item("gsm8k", "2"), broken]) == [
+        Grade(1.0, None),
+        Grade(0.0, None),
+        Grade(None, "KeyError: 'answer'"),
+    ]
+
+
+def test_in_process_refuses_verifiers_that_can_hang():
+    with pytest.raises(ConfigError, match="reward.grader_processes = 0: the verifier of task 'math' can hang"):
+        Grader(processes=0, timeout_s=1.0).grade([item("math")])
+
+
+def test_worker_imports_neither_torch_nor_verifiers():
+    code = "import r1train.reward.worker, sys; print([m for m in ('torch', 'sympy', 'numpy') if m in sys.modules])"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert output.stdout.strip() == "[]"
