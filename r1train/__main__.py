@@ -135,7 +135,8 @@ def _report(overrides: list[str]) -> None:
     from r1train.config.load import load_config  # noqa: PLC0415
     from r1train.report.table import print_table  # noqa: PLC0415
 
-    print_table(Path(load_config(overrides, check_files=False).root))
+    cfg = load_config(overrides, check_files=False)
+    print_table(Path(cfg.root), cfg.schedule.steps)
 
 
 if __name__ == "__main__":

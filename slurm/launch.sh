@@ -5,9 +5,9 @@
 # R1TRAIN_SAVE_SECONDS to save and stop, and requeues the job; the stage then resumes from its last checkpoint.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
-# shellcheck source=slurm/cluster.env
+# shellcheck disable=SC1091 source=slurm/cluster.env
 source "$here/cluster.env"
-# shellcheck source=slurm/overrides.sh
+# shellcheck disable=SC1091 source=slurm/overrides.sh
 source "$here/overrides.sh"
 
 stage=$1; shift

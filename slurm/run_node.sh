@@ -3,7 +3,7 @@
 #   srun --ntasks-per-node=1 slurm/run_node.sh -m r1train experiment=tiny stage=pretrain
 set -euo pipefail
 : "${SLURM_JOB_ID:?run_node.sh has to be started by srun inside a Slurm job}"
-# shellcheck source=slurm/cluster.env
+# shellcheck disable=SC1091 source=slurm/cluster.env
 source "$(dirname "${BASH_SOURCE[0]}")/cluster.env"
 cd "$R1TRAIN_HOME"
 

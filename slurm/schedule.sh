@@ -4,9 +4,9 @@
 # --dry-run prints the sbatch commands instead; there the job id of a step is written as JOB_step.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=slurm/cluster.env
+# shellcheck disable=SC1091 source=slurm/cluster.env
 source "$here/cluster.env"
-# shellcheck source=slurm/overrides.sh
+# shellcheck disable=SC1091 source=slurm/overrides.sh
 source "$here/overrides.sh"
 cd "$R1TRAIN_HOME"
 

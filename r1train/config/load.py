@@ -1,7 +1,9 @@
 """Compose conf/ with Hydra, apply command-line overrides, validate everything at once, and record what ran."""
 
+import copy
 import dataclasses
 import difflib
+import functools
 import importlib.metadata
 import json
 import os
@@ -72,13 +74,7 @@ def compose_tree(overrides: list[str]) -> dict[str, Any]:
     """Plain tree of one run, interpolations resolved, not yet validated. Raises ConfigError."""
     parsed = _parse(overrides)
     _check_options(parsed.choices)
-    try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=[f"{group}={option}" for group, option in parsed.choices.items()])
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError([Problem("conf", str(CONF), f"cannot be composed: {error}", "mend that file")]) from error
-    OmegaConf.set_struct(cfg, False)
-    cfg = _with_per_stage(cfg, parsed)
+    cfg = _with_per_stage(copy.deepcopy(_composed(tuple(parsed.choices.items()))), parsed)
     for key, value in parsed.values:
         _set(cfg, key, value)
     try:
@@ -88,6 +84,18 @@ def compose_tree(overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(
             [Problem(error.full_key or "config", None, what, "write an existing key in ${...}")]
         ) from error
+
+
+@functools.cache
+def _composed(choices: tuple[tuple[str, str], ...]) -> DictConfig:
+    """The options, before any value changes. Kept: Hydra takes 0.1 s and a schedule asks often; copy before use."""
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides=[f"{group}={option}" for group, option in choices])
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([Problem("conf", str(CONF), f"cannot be composed: {error}", "mend that file")]) from error
+    OmegaConf.set_struct(cfg, False)
+    return cfg
 
 
 def group_options() -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import typing
 
@@ -32,7 +33,7 @@ def build(tree: dict, schema: type = RunConfig) -> tuple[typing.Any, list[Proble
     Types are strict as in JSON: no "3", 3.5 or true for an integer; an integer is fine for a float, a list for a tuple.
     """
     tree = typing.cast(dict, _without_missing(tree))
-    adapter: TypeAdapter[typing.Any] = TypeAdapter(schema)
+    adapter = _adapter(schema)
     try:
         return adapter.validate_json(json.dumps(tree), strict=True, extra="forbid"), []
     except ValidationError as error:
@@ -45,6 +46,12 @@ def build(tree: dict, schema: type = RunConfig) -> tuple[typing.Any, list[Proble
     if any(item["type"] != UNKNOWN_KEY for item in errors):
         return None, problems
     return adapter.validate_json(json.dumps(tree), strict=True, extra="ignore"), problems
+
+
+@functools.cache
+def _adapter(schema: type) -> TypeAdapter[typing.Any]:
+    """Built once: it takes longer than a validation."""
+    return TypeAdapter(schema)
 
 
 def dotted(path: Path) -> str:

@@ -4,10 +4,11 @@ Every cold-start answer is right; what differs is the thinking before it:
     steps   every operation written out             <think>4+7=11 11-3=8</think><answer>8</answer>
     check   steps, then the last one looked at again  <think>4+7=11 11-3=8 Check: 11-3=8 yes.</think><answer>8</answer>
     direct  no work at all                          <think>I see it.</think><answer>8</answer>
-The mixture is on purpose. A 1 M-parameter model that begins with `steps` is usually right, one that answers at once
-usually wrong, because each written step is a small fact while the whole sum is not. After the cold start the policy
-thinks in the shares of the data (TaskConfig.styles), so RL has something real to find: accuracy and response length
-rise together as it moves to careful work, like the length curve of R1-Zero (R1 section 2.2).
+The mixture is on purpose. A small model whose base has learnt the steps is right more often with `steps` than with
+`direct`, because each written step is a small fact while the whole sum is not. After the cold start the policy thinks
+in the shares of the data (TaskConfig.styles), so RL has something real to find: accuracy and response length rise
+together as it moves to careful work, like the length curve of R1-Zero (R1 section 2.2). A base that has not learnt the
+steps yet gives both styles the same low accuracy, and RL nothing to choose between: train it longer first.
 """
 
 import math

@@ -1,8 +1,8 @@
 """CPU stand-ins: let megatron-core 0.19.2, written for CUDA, run unchanged on CPU tensors and gloo.
 
-`install()` replaces names, not kernels: every torch.cuda query that megatron-core makes is answered for the CPU, a literal
-device="cuda" means the CPU, and two functions whose CUDA-only test decides a type are replaced. Nothing else in the
-project patches megatron-core, except model/norm.py and model/attention.py, which are modules of our own.
+`install()` replaces names, not kernels: every torch.cuda query that megatron-core makes is answered for the CPU, a
+literal device="cuda" means the CPU, and two functions whose CUDA-only test decides a type are replaced. Nothing else in
+the project patches megatron-core, except model/norm.py and model/attention.py, which are modules of our own.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ def check_megatron_version() -> None:
     found = importlib.metadata.version("megatron-core")
     if found != MEGATRON_VERSION:
         raise EnvironmentProblem(
-            f"megatron-core {found} is installed, but the CPU stand-ins (r1train/dist/cpu.py) fit {MEGATRON_VERSION} only. "
-            f"Fix: pip install megatron-core=={MEGATRON_VERSION}, or revise and re-test dist/cpu.py for {found}"
+            f"megatron-core {found} is installed, but the CPU stand-ins (r1train/dist/cpu.py) fit {MEGATRON_VERSION} "
+            f"only. Fix: pip install megatron-core=={MEGATRON_VERSION}, or revise and re-test dist/cpu.py for {found}"
         )
 
 
@@ -137,7 +137,7 @@ def _split_sizes_as_numpy(tensor, as_numpy=False, record_stream=False):
 
 def _patch_optimizer_loading() -> None:
     """torch's AdamW keeps 'step' as a tensor per parameter; the reshardable format carries it in the groups instead."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # noqa: PLC0415 - after the patches
 
     load_one = DistributedOptimizer._set_main_param_and_optimizer_states
 
@@ -163,8 +163,8 @@ def install() -> None:
     _patch_torch_cuda()
     _patch_tensor_methods()
     # Imported after the patches: these modules read torch.cuda and torch.compile when they are imported.
-    from megatron.core.tensor_parallel import random
-    from megatron.core.transformer.moe import token_dispatcher
+    from megatron.core.tensor_parallel import random  # noqa: PLC0415
+    from megatron.core.transformer.moe import token_dispatcher  # noqa: PLC0415
 
     random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)

@@ -62,7 +62,12 @@ def init_processes(device: Device, parallel: ParallelConfig, cluster: ClusterCon
         dist.init_process_group(device.backend, timeout=timeout)
     else:
         dist.init_process_group(device.backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
-    from megatron.core import parallel_state  # after select_device: it has to see the CPU stand-ins
+    make_groups(device, parallel, cluster)
+
+
+def make_groups(device: Device, parallel: ParallelConfig, cluster: ClusterConfig) -> None:
+    """megatron-core's groups of this layout over processes that have joined; any earlier layout has been destroyed."""
+    from megatron.core import parallel_state  # noqa: PLC0415 - after select_device: it has to see the CPU stand-ins
 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
@@ -77,7 +82,7 @@ def init_processes(device: Device, parallel: ParallelConfig, cluster: ClusterCon
 
 def close_processes() -> None:
     """Leave the job's process groups."""
-    from megatron.core import parallel_state
+    from megatron.core import parallel_state  # noqa: PLC0415 - as above
 
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

@@ -1,10 +1,31 @@
-"""MLA core attention without Transformer Engine: scaled dot product per sequence, for dense and for packed batches."""
+"""MLA without Transformer Engine: core attention for dense and packed batches, and a right gradient under TP."""
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+
+class LatentAttention(MLASelfAttention):
+    """megatron-core's MLA whose RoPE key has its whole gradient under tensor parallelism with local linear layers.
+
+    There the down projection is cut over ranks, and megatron-core 0.19.2 gathers its output with a function whose
+    backward does not sum over ranks: the RoPE key, which all heads share, would learn from this rank's heads only.
+    Cut along the sequence like the query latent, the key takes the path of Transformer Engine's uncut projection,
+    whose backward sums.
+    """
+
+    def _qkv_down_projection(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q_latent, kv = super()._qkv_down_projection(hidden_states)
+        if kv.shape[-1] != self.config.kv_lora_rank + self.config.qk_pos_emb_head_dim:
+            kv = scatter_to_sequence_parallel_region(gather_from_tensor_model_parallel_region(kv))
+        return q_latent, kv
 
 
 class CoreAttention(MegatronModule):

@@ -12,7 +12,7 @@ from r1train.model.spec import backend_for, decoder_spec, mtp_spec, transformer_
 
 
 def build_model(cfg: RunConfig, device: Device) -> R1Model:
-    """The part of the model that this rank's pipeline stage holds, with initial weights, in params dtype, on `device`."""
+    """This rank's pipeline stage of the model with initial weights, in params dtype, on `device`."""
     # The class is deprecated in favour of HybridModel, whose norms are Transformer Engine's: it cannot run on CPU.
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     config = transformer_config(cfg.model, cfg.parallel, cfg.optim, device.type)

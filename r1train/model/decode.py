@@ -7,7 +7,6 @@ t cache slots, h hidden.
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch.nn.functional import rms_norm
@@ -49,8 +48,6 @@ def _absorbed_attention(
     config = attention.config
     angles = rotary[0][positions].transpose(0, 1)[:, :, None]  # [s, b, 1, r]
     q_latent, kv = attention._qkv_down_projection(hidden)
-    if kv.shape[-1] != config.kv_lora_rank + config.qk_pos_emb_head_dim:
-        kv = gather_from_tensor_model_parallel_region(kv)
     latent, rope_key = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
     rope_key = _rotate(rope_key[:, :, None], angles, rotary[1])[:, :, 0]
     cache.write(layer, positions, torch.cat([_normed_latent(attention, latent), rope_key], dim=-1).transpose(0, 1))
@@ -74,24 +71,29 @@ def _absorbed_attention(
     return output
 
 
-def _layer_forward(layer: TransformerLayer, hidden: torch.Tensor, **attention_arguments) -> torch.Tensor:
+def _layer_forward(block: TransformerLayer, hidden: torch.Tensor, **attention_arguments) -> torch.Tensor:
     """One decoder layer with residuals, without dropout or biases: this model family has neither."""
-    normed = layer.input_layernorm(hidden)
-    hidden = hidden + _absorbed_attention(layer.self_attention, normed, **attention_arguments)
-    output, _ = layer.mlp(layer.pre_mlp_layernorm(hidden))
+    normed = block.input_layernorm(hidden)
+    hidden = hidden + _absorbed_attention(block.self_attention, normed, **attention_arguments)
+    output, _ = block.mlp(block.pre_mlp_layernorm(hidden))
     return hidden + output
 
 
 def stage_forward(
-    model: R1Model, inputs: torch.Tensor, *, cache: LatentCache, positions: torch.Tensor, rotary: tuple[torch.Tensor, float]
+    model: R1Model,
+    inputs: torch.Tensor,
+    *,
+    cache: LatentCache,
+    positions: torch.Tensor,
+    rotary: tuple[torch.Tensor, float],
 ) -> torch.Tensor:
     """This pipeline stage's part. inputs: token ids [b, s] on the first stage, hidden [s, b, h] later.
 
     Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take.
     """
     hidden = model.embedding(input_ids=inputs, position_ids=positions) if model.pre_process else inputs
-    for index, layer in enumerate(model.decoder.layers):
-        hidden = _layer_forward(layer, hidden, cache=cache, layer=index, positions=positions, rotary=rotary)
+    for index, block in enumerate(model.decoder.layers):
+        hidden = _layer_forward(block, hidden, cache=cache, layer=index, positions=positions, rotary=rotary)
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
 
 

@@ -3,21 +3,10 @@
 import hashlib
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 
-
-def _flatten(tree: object) -> list[ShardedTensor]:
-    """Every sharded tensor of a nested state dict; factories (the fused gate and up projection) give their parts."""
-    if isinstance(tree, ShardedTensor):
-        return [tree]
-    if isinstance(tree, ShardedTensorFactory):
-        return _flatten(tree.build())
-    if isinstance(tree, dict):
-        return [tensor for value in tree.values() for tensor in _flatten(value)]
-    if isinstance(tree, (list, tuple)):
-        return [tensor for value in tree for tensor in _flatten(value)]
-    return []
+from r1train.model.sharded import sharded_tensors
 
 
 def _draw(tensor: ShardedTensor, *, seed: int, std: float) -> torch.Tensor:
@@ -43,8 +32,10 @@ def init_weights(module: MegatronModule, *, seed: int, std: float) -> None:
     std: standard deviation, dimensionless. Buffers (the experts' routing bias) keep their zeros.
     """
     parameters = {p.data_ptr() for p in module.parameters()}
-    for tensor in _flatten(module.sharded_state_dict()):
-        inside_parameter = tensor.data.untyped_storage().data_ptr() in parameters or tensor.data.data_ptr() in parameters
+    for tensor in sharded_tensors(module.sharded_state_dict()):
+        inside_parameter = (
+            tensor.data.untyped_storage().data_ptr() in parameters or tensor.data.data_ptr() in parameters
+        )
         if not inside_parameter:
             continue
         if tensor.data.dim() == 1:

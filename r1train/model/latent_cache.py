@@ -1,4 +1,4 @@
-"""What generation keeps per token and layer: the normalised latent and the rotated RoPE key, nothing per head (V2 s2.1.2)."""
+"""What generation keeps per token and layer: normalised latent and rotated RoPE key, nothing per head (V2 s2.1.2)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class LatentCache:
-    """entries: [layers of this stage, sequences, capacity, kv_lora_rank + qk_rope_head_dim]; lengths: int64 [sequences].
+    """entries [layers of this stage, sequences, capacity, kv_lora_rank + qk_rope_head_dim]; lengths int64 [sequences].
 
     Slot t of a sequence holds its token t; slots from its length on hold nothing that is read.
     DeepSeek-V3 keeps 576 values per token and layer instead of 128 * (192 + 128) = 40,960.

@@ -1,4 +1,4 @@
-"""ModelConfig -> megatron-core's MLATransformerConfig and layer specs, for Transformer Engine or for the local backend."""
+"""ModelConfig -> megatron-core's MLATransformerConfig and layer specs, for Transformer Engine or the local backend."""
 
 import torch
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
@@ -7,7 +7,7 @@ from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec_for_backend, get_mlp_module_spec_for_backend
 from megatron.core.transformer.enums import AttnMaskType, LayerType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import MLATransformerConfig
@@ -20,7 +20,8 @@ from megatron.core.transformer.transformer_layer import (
 from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_parallel import ParallelConfig
 from r1train.config.schema_train import OptimConfig
-from r1train.model.attention import CoreAttention
+from r1train.errors import ConfigError, Problem
+from r1train.model.attention import CoreAttention, LatentAttention
 from r1train.model.norm import RMSNorm
 
 PARAMS_DTYPE = {
@@ -49,7 +50,7 @@ def backend_for(device_type: str) -> BackendSpecProvider:
 
 
 def _rope_arguments(model: ModelConfig) -> dict[str, object]:
-    """YaRN with factor 1.0 equals plain RoPE and keeps TE's fused rotary kernel usable (recipe: YaRN only from 32K on)."""
+    """YaRN with factor 1.0 equals plain RoPE and keeps TE's fused rotary kernel usable (V3: YaRN only from 32K on)."""
     yarn = model.yarn
     return {
         "rope_type": "yarn",
@@ -61,6 +62,40 @@ def _rope_arguments(model: ModelConfig) -> dict[str, object]:
         "mscale": yarn.mscale if yarn else 1.0,
         "mscale_all_dim": yarn.mscale_all_dim if yarn else 1.0,
     }
+
+
+def _parallel_arguments(parallel: ParallelConfig) -> dict[str, object]:
+    arguments: dict[str, object] = {
+        "tensor_model_parallel_size": parallel.tp,
+        "sequence_parallel": parallel.tp > 1,
+        "pipeline_model_parallel_size": parallel.pp,
+        "pipeline_model_parallel_layout": parallel.pp_layout,
+        "context_parallel_size": parallel.cp,
+        "expert_model_parallel_size": parallel.ep,
+        "expert_tensor_parallel_size": parallel.etp,
+        # Packed micro-batches differ in token count, so pipeline neighbours tell each other the shape.
+        "variable_seq_lengths": parallel.pp > 1,
+    }
+    if parallel.recompute_modules:
+        arguments |= {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+    return arguments
+
+
+def check_gate(model: ModelConfig) -> None:
+    """Raise ConfigError for weights of the chosen experts that megatron-core's router cannot compute.
+
+    It divides sigmoid scores by their sum whenever a token has more than one expert, and only then. With softmax it
+    normalises by choosing on logits, which changes what the score of a group is.
+    """
+    key, value, normalised = "model.norm_topk_prob", model.norm_topk_prob, model.num_experts_per_token > 1
+    if model.router_score == "sigmoid" and value != normalised:
+        what = f"with sigmoid scores and {model.num_experts_per_token} expert(s) per token the gate is " + (
+            "always normalised" if normalised else "never normalised"
+        )
+        raise ConfigError([Problem(key, value, what, f"norm_topk_prob={str(normalised).lower()}")])
+    if model.router_score == "softmax" and value and model.num_expert_groups > 1:
+        what = "with softmax scores and expert groups the groups would be scored by logits instead of probabilities"
+        raise ConfigError([Problem(key, value, what, "norm_topk_prob=false, or num_expert_groups=1")])
 
 
 def _moe_arguments(model: ModelConfig, parallel: ParallelConfig, *, fused: bool) -> dict[str, object]:
@@ -90,15 +125,14 @@ def _moe_arguments(model: ModelConfig, parallel: ParallelConfig, *, fused: bool)
 def transformer_config(
     model: ModelConfig, parallel: ParallelConfig, optim: OptimConfig, device_type: str
 ) -> MLATransformerConfig:
-    """The megatron-core config of this model in this layout. Raises what megatron-core raises for layouts it refuses."""
+    """The megatron-core config of this model in this layout.
+
+    Raises ConfigError for a gate that megatron-core cannot express, and what it raises itself for layouts it refuses.
+    """
+    check_gate(model)
     fused = device_type == "cuda"
     dtype = PARAMS_DTYPE[optim.precision]
     fp8 = {"fp8": "e4m3", "fp8_recipe": FP8_RECIPE[optim.precision]} if optim.precision in FP8_RECIPE else {}
-    recompute = (
-        {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
-        if parallel.recompute_modules
-        else {}
-    )
     return MLATransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -134,30 +168,21 @@ def transformer_config(
         cross_entropy_loss_fusion=fused,
         cross_entropy_fusion_impl="te",
         calculate_per_token_loss=True,
-        tensor_model_parallel_size=parallel.tp,
-        sequence_parallel=parallel.tp > 1,
-        pipeline_model_parallel_size=parallel.pp,
-        pipeline_model_parallel_layout=parallel.pp_layout,
-        context_parallel_size=parallel.cp,
-        expert_model_parallel_size=parallel.ep,
-        expert_tensor_parallel_size=parallel.etp,
-        # Packed micro-batches differ in token count, so pipeline neighbours tell each other the shape.
-        variable_seq_lengths=parallel.pp > 1,
+        **_parallel_arguments(parallel),
         **_rope_arguments(model),
         **_moe_arguments(model, parallel, fused=fused),
         **fp8,
-        **recompute,
     )
 
 
 def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, moe: bool) -> ModuleSpec:
-    """One decoder layer: MLA, then a dense or an expert feed-forward. TE fuses the latent norms into the up-projections."""
+    """One decoder layer: MLA, then a dense or an expert feed-forward. TE fuses the latent norms into up-projections."""
     fused = backend.fuse_layernorm_and_linear()
     up_projection = backend.column_parallel_layer_norm_linear() if fused else backend.column_parallel_linear()
     down_projection = backend.linear() if fused else backend.column_parallel_linear()
     latent_norm = IdentityOp if fused else backend.layer_norm(for_qk=True)
     attention = ModuleSpec(
-        module=MLASelfAttention,
+        module=LatentAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=MLASelfAttentionSubmodules(
             linear_q_proj=backend.column_parallel_linear(),

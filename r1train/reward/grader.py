@@ -86,7 +86,7 @@ class _Worker:
 
 
 class Grader:
-    """A pool of grader processes, started when the first item comes; use as a context manager or call close().
+    """A pool of this rank's grader processes, started when the first item comes; a context manager, or call close().
 
     processes = 0 grades in this process: only for verifiers that cannot hang.
     """

@@ -21,7 +21,7 @@ from r1train.rollout.types import Group, Sample
 class _Batch:
     """Sequences that are decoded together; row k of every field is one sequence.
 
-    rows: which sample each active row is; noise: [samples, budget]; tokens, logprobs: [samples, budget], filled as it goes.
+    rows: which sample each active row is. [samples, budget]: noise, and tokens and logprobs, filled as it goes.
     """
 
     rows: torch.Tensor
@@ -63,7 +63,9 @@ class NativeEngine:
         cache, logits = cache.rows(repeat), logits[repeat] if logits is not None else None
         batch = self._new_batch(prompts, params, rows=len(repeat))
         self._decode(batch, cache, logits, params, idle=not prompts)
-        return [self._group(prompt, batch, first=k * n, params=params, version=version) for k, prompt in enumerate(prompts)]
+        return [
+            self._group(prompt, batch, first=k * n, params=params, version=version) for k, prompt in enumerate(prompts)
+        ]
 
     def _new_batch(self, prompts: list[Prompt], params: SamplingParams, *, rows: int) -> _Batch:
         budget = params.max_response_tokens
@@ -122,7 +124,7 @@ class NativeEngine:
     def _decode(
         self, batch: _Batch, cache: LatentCache, logits: torch.Tensor | None, params: SamplingParams, *, idle: bool
     ) -> None:
-        """Sample until every sequence of every rank ended; finished rows leave the batch once half of it is finished."""
+        """Sample until every sequence of every rank ended; finished rows leave the batch once half of it is done."""
         done = torch.full_like(batch.rows, idle, dtype=torch.bool)
         for step in range(params.max_response_tokens):
             chosen = self._choose(batch, logits, step, params)
@@ -136,7 +138,11 @@ class NativeEngine:
             tokens = chosen[0]
             if 2 * int((~done).sum()) <= len(done) and len(done) > 1:
                 # One row stays even when all are done: this rank's experts may still be needed.
-                keep = torch.nonzero(~done)[:, 0] if not done.all() else torch.zeros(1, dtype=torch.int64, device=done.device)
+                keep = (
+                    torch.nonzero(~done)[:, 0]
+                    if not done.all()
+                    else torch.zeros(1, dtype=torch.int64, device=done.device)
+                )
                 batch.rows, done, tokens, cache = batch.rows[keep], done[keep], tokens[keep], cache.rows(keep)
             # Rows that are done go on over their last slot; nobody reads what they produce.
             positions = cache.lengths.clamp(max=cache.entries.shape[2] - 1)

@@ -102,7 +102,9 @@ def append_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict]:
-    """Rows of a rollout file in order. Raises DataError with the line number when a line is not JSON."""
+    """Rows of a rollout file in order. Raises DataError for a missing file or a line that is not JSON."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a file. Fix: name a stored rollout file (.jsonl)")
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:

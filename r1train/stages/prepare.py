@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_p
 from r1train.data.solutions import has_worked_solutions
 from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import DataError
+from r1train.log.result import StageResult
 
 MARKER = "_DONE"
 PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
@@ -53,6 +55,16 @@ def run(cfg: RunConfig) -> dict:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return summary
+
+
+def run_stage(cfg: RunConfig) -> StageResult:
+    """The stage's row in the table: what the corpora hold, in tokens."""
+    started = time.monotonic()
+    summary = run(cfg)
+    tokens = sum(corpus["tokens"] for corpus in summary["corpora"].values())
+    return StageResult(
+        id=cfg.step, title=cfg.step, stage=cfg.stage.name, tokens=tokens, seconds=time.monotonic() - started
+    )
 
 
 def _fingerprint(data: DataConfig) -> str:

@@ -1,6 +1,6 @@
 """Save and load through megatron-core's dist_checkpointing; a checkpoint counts once its marker is renamed into place.
 
-Layout: <run>/checkpoints/step_00000120/ with megatron-core's files and _DONE (JSON: step, tokens, position) written last.
+Layout: <run>/checkpoints/step_00000120/ with megatron-core's files, and _DONE (JSON: step, tokens, position) last.
 """
 
 import json
@@ -11,17 +11,20 @@ from pathlib import Path
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
-from r1train.train.optim import allocate_state
+from r1train.model.gpt import R1Model
+from r1train.model.sharded import sharded_tensors
+from r1train.train.optim import allocate_state, load_optimizer_state, optimizer_state
 from r1train.train.setup import Trainer
 from r1train.train.state import TrainState
 
 MARKER = "_DONE"
-# Layout-independent optimizer state: a checkpoint of one layout loads into another.
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+# How names of the policy's weights begin; those of the optimizer and of extra modules begin otherwise.
+_WEIGHTS = ("embedding.", "decoder.", "mtp.", "output_layer.")
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -33,7 +36,8 @@ def latest_checkpoint(run_dir: Path) -> Path:
     """The newest finished checkpoint. Raises CheckpointError where there is none."""
     found = checkpoints(run_dir)
     if not found:
-        raise CheckpointError(f"{run_dir} holds no finished checkpoint. Fix: let that stage finish, or point init_from elsewhere")
+        fix = "Fix: let that stage finish, or point init_from elsewhere"
+        raise CheckpointError(f"{run_dir} holds no finished checkpoint. {fix}")
     return found[-1]
 
 
@@ -51,10 +55,12 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
         folder.mkdir(parents=True)
     torch.distributed.barrier()
     if filesystem_async._results_queue is None:
-        # The writer's default is a queue in a manager process, needed for asynchronous saves only; starting that process
-        # costs seconds per rank. A synchronous save stays in this process.
+        # The writer's default is a queue in a manager process, needed for asynchronous saves only; starting that
+        # process costs seconds per rank. A synchronous save stays in this process.
         filesystem_async._results_queue = queue.Queue()
-    dist_checkpointing.save(_sharded_state(trainer, extra_modules or {}, is_loading=False), str(folder))
+    state = _model_state(trainer, extra_modules or {})
+    state |= optimizer_state(trainer.optimizer, state["model"])
+    dist_checkpointing.save(state, str(folder))
     if is_rank0():
         state = trainer.state
         body = {"step": state.step, "tokens": state.tokens, "position": state.position}
@@ -67,40 +73,82 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
 
 
 def load_weights(trainer: Trainer, folder: Path) -> None:
-    """Weights of a finished checkpoint, any layout, into a trainer that starts at step 0 with a new optimizer."""
-    _check(folder)
-    state = {"model": trainer.module.sharded_state_dict()}
-    loaded = dist_checkpointing.load(state, str(folder))
-    trainer.module.load_state_dict(loaded["model"])
+    """Weights of a finished checkpoint, any layout, into a trainer that starts at step 0 with a new optimizer.
+
+    Raises CheckpointError, on every rank, for a checkpoint without its marker or of another model.
+    """
+    load_module(trainer.module, folder)
     trainer.optimizer.reload_model_params()
 
 
+def load_module(module: R1Model, folder: Path) -> None:
+    """Weights and routing biases of a finished checkpoint, any layout, into a model that does not train.
+
+    Raises CheckpointError like load_weights.
+    """
+    _check_marker(folder)
+    state = {"model": module.sharded_state_dict()}
+    _check_tensors(state, folder)
+    loaded = dist_checkpointing.load(state, str(folder))
+    module.load_state_dict(loaded["model"])
+
+
 def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = None) -> bool:
-    """Continue from the run's newest finished checkpoint; False where there is none."""
+    """Continue from the run's newest finished checkpoint; False where there is none.
+
+    Raises CheckpointError, on every rank, when that checkpoint is of another model.
+    """
     found = checkpoints(trainer.cfg.run_dir)
     if not found:
         return False
     folder = found[-1]
     extra = extra_modules or {}
+    state = _model_state(trainer, extra)
+    _check_tensors(state, folder)
     if trainer.device.type == "cpu":
         allocate_state(trainer.optimizer)
-    loaded = dist_checkpointing.load(_sharded_state(trainer, extra, is_loading=True), str(folder))
+    loaded = load_optimizer_state(
+        trainer.optimizer,
+        state["model"],
+        load=lambda tensors: dist_checkpointing.load({**state, **tensors}, str(folder)),
+    )
     trainer.module.load_state_dict(loaded["model"])
     for name, module in extra.items():
         module.load_state_dict(loaded[name])
-    with torch.no_grad():
-        trainer.optimizer.load_state_dict(loaded["optimizer"])
     trainer.state = TrainState(**json.loads((folder / MARKER).read_text()))
     return True
 
 
-def _check(folder: Path) -> None:
+def _check_marker(folder: Path) -> None:
     if not (folder / MARKER).is_file():
-        raise CheckpointError(f"{folder} has no {MARKER} marker, so it was not written to its end. Fix: use another step")
+        raise CheckpointError(f"{folder} has no {MARKER} marker: it was not written to its end. Fix: use another step")
 
 
-def _sharded_state(trainer: Trainer, extra: dict[str, torch.nn.Module], *, is_loading: bool) -> dict[str, object]:
-    model = trainer.module.sharded_state_dict()
-    optimizer = trainer.optimizer.sharded_state_dict({"model": model}, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT)
+def _check_tensors(state: dict[str, object], folder: Path) -> None:
+    """Compare names and global shapes of all ranks' weights with the checkpoint's. Collective."""
+    parts: list[dict] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, {t.key: tuple(t.global_shape) for t in sharded_tensors(state)})
+    wanted = {key: shape for part in parts for key, shape in part.items()}
+    try:
+        metadata = dist_checkpointing.load_tensors_metadata(str(folder))
+    except CheckpointingException as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}. Fix: use another step") from error
+    found = {key: tuple(tensor.global_shape) for key, tensor in metadata.items()}
+    problems = [
+        f"{key} has shape {list(found[key])} in the checkpoint and {list(shape)} in the model"
+        if key in found
+        else f"{key} {list(shape)} of the model is not in the checkpoint"
+        for key, shape in sorted(wanted.items())
+        if found.get(key) != shape
+    ]
+    unknown = [key for key in sorted(found) if key.startswith(_WEIGHTS) and key not in wanted]
+    problems += [f"{key} {list(found[key])} of the checkpoint is not in the model" for key in unknown]
+    if problems:
+        more = f"; and {len(problems) - 1} more tensors differ" if len(problems) > 1 else ""
+        fix = "Fix: use the model config that the checkpoint was trained with, or another checkpoint"
+        raise CheckpointError(f"{folder} is of another model: {problems[0]}{more}. {fix}")
+
+
+def _model_state(trainer: Trainer, extra: dict[str, torch.nn.Module]) -> dict[str, object]:
     others = {name: module.sharded_state_dict(prefix=f"{name}.") for name, module in extra.items()}
-    return {"model": model, "optimizer": optimizer, **others}
+    return {"model": trainer.module.sharded_state_dict(), **others}

@@ -109,7 +109,7 @@ def run_schedule(
 
 
 def forward_backward(model: torch.nn.Module, batches: list[MicroBatch], objective: Objective) -> list[LossOutput]:
-    """Gradients of one optimizer step, divided by the global token count; one LossOutput per micro-batch (last stage)."""
+    """Gradients of one step, divided by the global token count; one LossOutput per micro-batch (last stage)."""
 
     def step_fn(iterator, wrapped_model):
         batch = next(iterator)

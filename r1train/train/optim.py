@@ -1,6 +1,10 @@
 """The distributed optimizer: AdamW through megatron-core."""
 
+from collections.abc import Callable
+
 import torch
+from megatron.core.dist_checkpointing.dict_utils import merge
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 
@@ -9,6 +13,8 @@ from r1train.dist.init import Device
 from r1train.model.spec import PARAMS_DTYPE
 
 _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Optimizer state under the names of its parameters, whatever the layout.
+_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 def build_optimizer(optim: OptimConfig, model: DistributedDataParallel, device: Device) -> MegatronOptimizer:
@@ -52,3 +58,39 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def optimizer_state(optimizer: MegatronOptimizer, model_state: dict[str, object]) -> dict[str, object]:
+    """What a checkpoint keeps: moments and master weights by parameter name, and the number of updates.
+
+    The rest of megatron-core's state is left out. Hyper-parameters come from the config, and their nesting depends on
+    the layout: dense and expert weights share one optimizer without expert parallelism and have two with it.
+    """
+    state = optimizer.sharded_state_dict(model_state, is_loading=False, metadata=_FORMAT)
+    tensors, local = extract_sharded_tensors_and_factories(state)
+    updates = {group["step"] for group in _param_groups(local)}
+    assert len(updates) == 1, updates
+    return {"optimizer": tensors, "optimizer_updates": updates.pop()}
+
+
+def load_optimizer_state(
+    optimizer: MegatronOptimizer,
+    model_state: dict[str, object],
+    *,
+    load: Callable[[dict[str, object]], dict[str, object]],
+) -> dict[str, object]:
+    """Ask `load` for what optimizer_state keeps, put it into the optimizer, and return all that `load` returned."""
+    state = optimizer.sharded_state_dict(model_state, is_loading=True, metadata=_FORMAT)
+    tensors, local = extract_sharded_tensors_and_factories(state)
+    loaded = load({"optimizer": tensors})
+    for group in _param_groups(local):
+        group["step"] = loaded["optimizer_updates"]
+    with torch.no_grad():
+        optimizer.load_state_dict(merge(local, loaded["optimizer"]))
+    return loaded
+
+
+def _param_groups(local: dict) -> list[dict]:
+    """Parameter groups of one optimizer's state, or of several optimizers' states by number."""
+    parts = [local] if "optimizer" in local else local.values()
+    return [group for part in parts for group in part["optimizer"]["param_groups"]]

@@ -1,5 +1,6 @@
 """Config -> Trainer: model in its data-parallel wrapper, optimizer, and the state they start from."""
 
+import logging
 from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -43,6 +44,8 @@ def wrap_model(cfg: RunConfig, module: R1Model) -> DistributedDataParallel:
         overlap_param_gather=cfg.parallel.overlap_param_gather,
         use_distributed_optimizer=cfg.optim.distributed,
     )
+    # It warns that it computes the parameter layout itself: the same function on the same arguments.
+    logging.getLogger("megatron.core.distributed.distributed_data_parallel").setLevel(logging.ERROR)
     model = DistributedDataParallel(module.config, ddp_config, module)
     module.config.finalize_model_grads_func = finalize_model_grads
     module.config.no_sync_func = model.no_sync

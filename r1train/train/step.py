@@ -45,7 +45,8 @@ def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective
         raise TrainingDiverged(f"step {trainer.state.step + 1}: {logs} is not finite; the last checkpoint is unharmed")
     updated, grad_norm, _ = trainer.optimizer.step()
     if not updated or not torch.isfinite(torch.tensor(grad_norm)):
-        raise TrainingDiverged(f"step {trainer.state.step + 1}: gradient norm {grad_norm}; the last checkpoint is unharmed")
+        what = f"gradient norm {grad_norm}; the last checkpoint is unharmed"
+        raise TrainingDiverged(f"step {trainer.state.step + 1}: {what}")
     # megatron-core adds to these trackers at every forward; we log through our own sums.
     MTPLossLoggingHelper.clean_metrics_in_tracker()
     get_moe_metrics_tracker().clear()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,18 @@ BASE = ["experiment=tiny"]
 
 @pytest.fixture
 def problems() -> Callable[..., dict[str, Problem]]:
-    """problems("stage=grpo", "key=value") -> problems by key, files not looked at; empty for a good config."""
+    """problems("stage=grpo", "key=value") -> problems by key (two at one key are joined); {} for a good config."""
 
     def run(*overrides: str, check_files: bool = False) -> dict[str, Problem]:
         try:
             load_config([*BASE, *overrides], check_files=check_files)
         except ConfigError as error:
-            return {problem.key: problem for problem in error.problems}
+            found: dict[str, Problem] = {}
+            for problem in error.problems:
+                if problem.key in found:
+                    problem = replace(problem, what=f"{found[problem.key].what}; {problem.what}")
+                found[problem.key] = problem
+            return found
         return {}
 
     return run

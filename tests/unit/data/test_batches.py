@@ -118,7 +118,7 @@ def segments(batch):
 def test_sft_every_epoch_has_every_example_once(sft_file, small_tokenizer):
     source = SftSource(sft_file, small_tokenizer, seq_length=64, seed=3)
     expected = sorted(tuple(item.tokens.tolist()) for item in source.samples)
-    orders = []
+    orders, companions = [], []
     for epoch in range(3):
         rows = source.batch(epoch * source.rows_per_epoch, source.rows_per_epoch)
         found = [segment for row in rows for segment in segments(row) if segment[0] == small_tokenizer.bos_id]
@@ -126,6 +126,8 @@ def test_sft_every_epoch_has_every_example_once(sft_file, small_tokenizer):
         targets = sum(row.num_targets for row in rows)
         assert targets == sum(item.trained.sum() for item in source.samples)
         orders.append(found)
+        companions.append({frozenset(segments(row)) for row in rows})
+    assert len(companions[0] & companions[1]) < len(companions[0]) // 2
     assert orders[0] != orders[1] != orders[2]
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -109,12 +108,9 @@ def test_worker_ends_by_itself_when_its_parent_was_killed(command):
 def test_real_worker_math_verify_hang_is_timed_out():
     entry = {"question": "", "answer": "x+1", "metadata": {}}
     answers = ["x+1", "9^{9^{9^{9}}}+x+1", "1+x"]
-    start = time.monotonic()
     with Grader(processes=1, timeout_s=2.0) as grader:
         grades = grader.grade([GradeItem(task="math", answer=answer, entry=entry) for answer in answers])
-    assert (grades[0], grades[2]) == (Grade(1.0, None), Grade(1.0, None))
-    assert grades[1].correct in (None, 0.0)
-    assert time.monotonic() - start < 60
+    assert grades == [Grade(1.0, None), Grade(None, "grader timed out after 2 s"), Grade(1.0, None)]
 
 
 def test_real_worker_reports_an_unknown_task():

@@ -1,6 +1,7 @@
 """Rollout records: exact round trip through JSON lines, and the tool that shows them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,15 @@ from r1train.data.prompts import Prompt
 from r1train.errors import DataError
 from r1train.rollout.types import Group, Sample, append_rows, group_from_row, group_to_row, read_rows
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "show_rollouts.py"
+REPO = Path(__file__).resolve().parents[3]
+TOOL = REPO / "tools" / "show_rollouts.py"
+
+
+def tool(*arguments):
+    command = [sys.executable, str(TOOL), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
+
+
 PROMPT = Prompt(id="p1", task="chain_sum", question="3+4=", answer="7", metadata={"n": [1, 2]}, token_ids=(0, 3, 40, 4))
 
 
@@ -71,7 +80,7 @@ def test_show_rollouts_tool(tmp_path):
     scores = [{"value": 2.0, "parts": {"accuracy": 1.0, "format": 1.0}, "error": None}]
     scores.append({"value": None, "parts": {"format": 0.0}, "error": "grader timed out after 5 s"})
     append_rows(path, [{**group, "scores": scores}, group])
-    done = subprocess.run([sys.executable, str(TOOL), str(path), "--limit", "1"], capture_output=True, text=True)
+    done = tool(str(path), "--limit", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "=== p1 (chain_sum): 3+4=   reference: 7\n"
@@ -82,5 +91,5 @@ def test_show_rollouts_tool(tmp_path):
     )
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"prompt": 1})[:-1])
-    done = subprocess.run([sys.executable, str(TOOL), str(bad)], capture_output=True, text=True)
+    done = tool(str(bad))
     assert done.returncode == 2 and "bad.jsonl:1 is not JSON" in done.stderr

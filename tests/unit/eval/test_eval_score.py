@@ -74,7 +74,9 @@ def test_interval_of_one_sample_is_wilson():
 
 def test_interval_counts_problems_not_samples():
     # Samples of a problem agree: four of each say no more than one.
-    assert interval([1.0] * 5 + [0.0] * 5, samples_per_problem=4) == interval([1.0] * 5 + [0.0] * 5, samples_per_problem=1)
+    assert interval([1.0] * 5 + [0.0] * 5, samples_per_problem=4) == interval(
+        [1.0] * 5 + [0.0] * 5, samples_per_problem=1
+    )
     # Every problem at one half: the problems do not differ, all 40 samples count: Wilson for 20 of 40.
     assert interval([0.5] * 10, samples_per_problem=4) == pytest.approx((0.351996, 0.648004), abs=1e-6)
 

@@ -1,6 +1,7 @@
 """metrics.jsonl across kills and resumes, TensorBoard's purge, and the comparison of two runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from r1train.log.compare import first_difference
 from r1train.log.metrics import MetricsWriter, read_metrics, truncate_after
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "compare_loss.py"
+REPO = Path(__file__).resolve().parents[3]
+TOOL = REPO / "tools" / "compare_loss.py"
+
+
+def tool(*arguments):
+    command = [sys.executable, str(TOOL), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
 
 
 def run(folder, steps, *, start_step, offset=0.0, tensorboard=False):
@@ -117,13 +124,13 @@ def test_compare_loss_tool(tmp_path, arguments, code, said):
         paths.append(str(tmp_path / f"{name}.jsonl"))
         rows = [ROWS[0], {**ROWS[1], "loss": loss}]
         Path(paths[-1]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run([sys.executable, str(TOOL), *paths, *arguments], capture_output=True, text=True)
+    done = tool(*paths, *arguments)
     assert (done.returncode, said in done.stdout) == (code, True), done
-    same = subprocess.run([sys.executable, str(TOOL), paths[0], paths[0], "--exact"], capture_output=True, text=True)
+    same = tool(paths[0], paths[0], "--exact")
     assert (same.returncode, same.stdout) == (0, "equal: 2 steps\n")
 
 
 def test_compare_loss_tool_names_a_missing_file(tmp_path):
     missing = str(tmp_path / "no.jsonl")
-    done = subprocess.run([sys.executable, str(TOOL), missing, missing, "--exact"], capture_output=True, text=True)
+    done = tool(missing, missing, "--exact")
     assert done.returncode == 2 and "no.jsonl" in done.stderr and "Traceback" not in done.stderr

@@ -15,7 +15,13 @@ STEPS = (
     ScheduleStep(id="03_grpo", stage="grpo", title="GRPO 1"),
 )
 NUMBERS = EvalSummary(
-    pass_at_1=0.4125, ci_low=0.36, ci_high=0.467, format_rate=0.985, mean_response_tokens=31.26, problems=200, samples=800
+    pass_at_1=0.4125,
+    ci_low=0.36,
+    ci_high=0.467,
+    format_rate=0.985,
+    mean_response_tokens=31.26,
+    problems=200,
+    samples=800,
 )
 OTHER = EvalSummary(
     pass_at_1=0.1, ci_low=0.0, ci_high=0.2, format_rate=0.5, mean_response_tokens=1.0, problems=20, samples=80

@@ -1,0 +1,19 @@
+"""A module's tensors under their global names and places: megatron-core's sharded state dict, flat, for any layout."""
+
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+
+def sharded_tensors(tree: object) -> list[ShardedTensor]:
+    """Every sharded tensor of a nested state dict; factories (the fused gate and up projection) give their parts.
+
+    A tensor's key and global_offset name this rank's part; its data shares storage with the parameter or buffer.
+    """
+    if isinstance(tree, ShardedTensor):
+        return [tree]
+    if isinstance(tree, ShardedTensorFactory):
+        return sharded_tensors(tree.build())
+    if isinstance(tree, dict):
+        return [tensor for value in tree.values() for tensor in sharded_tensors(value)]
+    if isinstance(tree, (list, tuple)):
+        return [tensor for value in tree for tensor in sharded_tensors(value)]
+    return []

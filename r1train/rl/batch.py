@@ -1,0 +1,100 @@
+"""Groups with rewards -> packed micro-batches with everything the GRPO loss needs at each token."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+
+from r1train.data.batch import pack
+from r1train.data.chat import Sample as TokenSample
+from r1train.data.packing import best_fit
+from r1train.rl.aggregate import Aggregation, GlobalCounts, token_weights
+from r1train.rollout.types import Group
+from r1train.train.batches import packed_micro_batches
+from r1train.train.forward import MicroBatch
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One response to train on: prompt and response ids, its advantage, the engine's logprobs of the response."""
+
+    id: str
+    prompt: tuple[int, ...]
+    response: np.ndarray
+    advantage: float
+    engine_logprobs: np.ndarray
+
+
+def train_samples(groups: list[Group], advantages: torch.Tensor) -> list[TrainSample]:
+    """Samples of this rank in order, each with its advantage [S]."""
+    samples = [(group.prompt, sample) for group in groups for sample in group.samples]
+    return [
+        TrainSample(
+            f"{prompt.id}/{sample.index}", prompt.token_ids, sample.tokens, advantages[position].item(), sample.logprobs
+        )
+        for position, (prompt, sample) in enumerate(samples)
+    ]
+
+
+@dataclass(frozen=True)
+class PackedSamples:
+    """Micro-batches of this rank, and which sample each packed row holds (indices into the list that was packed)."""
+
+    batches: list[MicroBatch]
+    counts: GlobalCounts
+
+
+def pack_samples(
+    samples: list[TrainSample], *, seq_length: int, pad_id: int, aggregation: Aggregation, max_response_tokens: int
+) -> PackedSamples:
+    """Pack one minibatch of this rank. Collective: every rank gets the same number of micro-batches.
+
+    Extras per token: advantages, engine_logprobs, weights (the aggregation rule over the global counts).
+    """
+    counts = _global_counts(samples, max_response_tokens)
+    token_samples = [_token_sample(sample, counts, aggregation) for sample in samples]
+    bins = best_fit(
+        [len(sample.tokens) for sample in token_samples], seq_length, names=[sample.id for sample in token_samples]
+    )
+    rows = [pack([token_samples[item] for item in one], seq_length=seq_length, pad_id=pad_id) for one in bins]
+    return PackedSamples(packed_micro_batches(rows, seq_length=seq_length, pad_id=pad_id), counts)
+
+
+def _global_counts(samples: list[TrainSample], max_response_tokens: int) -> GlobalCounts:
+    totals = torch.tensor(
+        [len(samples), sum(len(sample.response) for sample in samples)], device=torch.cuda.current_device()
+    )
+    torch.distributed.all_reduce(totals, group=parallel_state.get_data_parallel_group())
+    sequences, tokens = totals.tolist()
+    return GlobalCounts(sequences=sequences, tokens=tokens, max_response_tokens=max_response_tokens)
+
+
+def _token_sample(sample: TrainSample, counts: GlobalCounts, aggregation: Aggregation) -> TokenSample:
+    before, length = len(sample.prompt), len(sample.response)
+    weights = token_weights(
+        torch.zeros(length, dtype=torch.int64), torch.tensor([length]), counts=counts, aggregation=aggregation
+    )
+
+    def on_response(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros(before, dtype=np.float32), values.astype(np.float32)])
+
+    return TokenSample(
+        id=sample.id,
+        tokens=np.concatenate([np.array(sample.prompt, dtype=np.int64), sample.response]),
+        trained=on_response(np.ones(length)),
+        extras={
+            "advantages": on_response(np.full(length, sample.advantage)),
+            "engine_logprobs": on_response(sample.engine_logprobs),
+            "weights": on_response(weights.numpy()),
+        },
+    )
+
+
+def with_extra(batches: list[MicroBatch], name: str, values: list[torch.Tensor]) -> list[MicroBatch]:
+    """The micro-batches with one more extra [b, s] each; pipeline stages before the last have no values and no use for it."""
+    if not values:
+        return batches
+    return [
+        replace(batch, extras={**batch.extras, name: value.cpu()}) for batch, value in zip(batches, values, strict=True)
+    ]

@@ -1,0 +1,95 @@
+"""Run a schedule: each stage as its own torchrun, in order; finished stages are skipped, the first failure stops it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from r1train.config.schema import RunConfig
+from r1train.config.steps import check_schedule, plan_steps
+from r1train.errors import StageFailed
+from r1train.log.memory import MemorySampler, save_peak
+from r1train.log.result import read_result
+from r1train.report.table import print_table
+
+# Stages that are one process by nature: they prepare files and join no process group.
+SINGLE_PROCESS = ("prepare",)
+LAST_LINES = 30
+
+
+def run_schedule(overrides: list[str]) -> None:
+    """Every step of the schedule in turn, then the stage table. Running it again continues where it stopped.
+
+    Raises ConfigError, before anything is started, with the problems of all steps; StageFailed with a stage's last lines.
+    """
+    configs = check_schedule(overrides)
+    planned = plan_steps(overrides)
+    root = Path(configs[0].root)
+    sampler = MemorySampler()
+    sampler.start()
+    try:
+        for step, cfg in zip(planned, configs, strict=True):
+            if read_result(cfg.run_dir) is not None:
+                print(f"{step.step.id}: done", flush=True)
+                continue
+            print(f"{step.step.id}: {step.step.title}", flush=True)
+            run_step(cfg, step.overrides)
+    finally:
+        peak = sampler.stop()
+        if root.is_dir():
+            save_peak(root, peak)
+    print_table(root, configs[0].schedule.steps)
+
+
+def run_step(cfg: RunConfig, overrides: list[str]) -> None:
+    """One stage to its end, its output shown and kept in <run>/logs/attempt_N.log. Raises StageFailed."""
+    folder = cfg.run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"attempt_{len(list(folder.glob('attempt_*.log'))):03d}.log"
+    started = time.monotonic()
+    process = subprocess.Popen(
+        stage_command(cfg, overrides),
+        env=stage_environment(cfg),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                last.append(line)
+                print(f"  {line}", end="", flush=True)
+        returncode = process.wait()
+    except BaseException:
+        # Interrupted: the stage must not go on without its orchestrator.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
+    if returncode != 0 or read_result(cfg.run_dir) is None:
+        raise StageFailed(
+            f"{cfg.step} ended with exit code {returncode} after {time.monotonic() - started:.0f} s. Its last lines:\n"
+            f"{''.join(last)}(whole output: {log}). Run the same command again to continue from its last checkpoint"
+        )
+
+
+def stage_command(cfg: RunConfig, overrides: list[str]) -> list[str]:
+    """torchrun for stages on processes, plain python for single-process ones."""
+    module = ["-m", "r1train", *overrides]
+    if cfg.stage.name in SINGLE_PROCESS:
+        return [sys.executable, *module]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.parallel.world_size)]
+    return [sys.executable, *launcher, *module]
+
+
+def stage_environment(cfg: RunConfig) -> dict[str, str]:
+    """Threads per process, and quiet third-party warnings: the stage's own lines are what a user reads."""
+    threads = str(cfg.cluster.threads_per_process)
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}

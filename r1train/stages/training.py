@@ -1,0 +1,35 @@
+"""What training stages share: a trainer that continues or starts from its parent, and the evaluation at the end."""
+
+from pathlib import Path
+
+import torch
+
+from r1train.eval.generate import evaluate
+from r1train.log.result import EvalSummary
+from r1train.rollout.native import NativeEngine
+from r1train.stages.session import Session
+from r1train.train.checkpoint import latest_checkpoint, load_weights, resume
+from r1train.train.setup import Trainer, build_trainer
+
+
+def open_trainer(job: Session) -> Trainer:
+    """A trainer at the run's last checkpoint; else with the parent's weights; else with initial weights."""
+    stage = job.cfg.stage
+    trainer = build_trainer(job.cfg, job.device, total_steps=stage.steps)
+    if not resume(trainer) and stage.init_from is not None:
+        load_weights(trainer, latest_checkpoint(Path(stage.init_from)))
+    return trainer
+
+
+def build_engine(job: Session, module: torch.nn.Module) -> NativeEngine:
+    """The generation engine on these weights."""
+    return NativeEngine(module, job.tokenizer, batch_size=job.cfg.rollout.batch_size)
+
+
+def policy_evals(job: Session, trainer: Trainer) -> dict[str, EvalSummary]:
+    """Scores of the trained weights on the held-out problems, where the config asks for them."""
+    if not job.cfg.evaluate_after:
+        return {}
+    engine = build_engine(job, trainer.module)
+    reports = evaluate(job.cfg, engine, list(job.heldout.prompts), policy_version=trainer.state.step)
+    return {report.task: report.summary() for report in reports}

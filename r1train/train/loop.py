@@ -1,0 +1,77 @@
+"""The training loop of every stage whose data do not depend on the policy: pre-training, SFT, reward models."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from r1train.log.metrics import MetricsWriter
+from r1train.log.progress import ProgressLine
+from r1train.train.checkpoint import save_checkpoint
+from r1train.train.forward import MicroBatch, Objective
+from r1train.train.setup import Trainer
+from r1train.train.step import StepResult, train_step
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """Data of one optimizer step. batches(position): this rank's micro-batches of the samples from position on;
+
+    samples: how many samples a step takes over all ranks.
+    """
+
+    batches: Callable[[int], list[MicroBatch]]
+    samples: int
+
+
+def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> None:
+    """Steps until the stage's budget is spent, from wherever the trainer's state is."""
+    stage = trainer.cfg.stage
+    with StepLog(trainer) as log:
+        while trainer.state.step < stage.steps:
+            started = time.monotonic()
+            result = train_step(trainer, source.batches(trainer.state.position), objective)
+            trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=source.samples)
+            log.write(result, seconds=time.monotonic() - started)
+            save_if_due(trainer)
+
+
+def save_if_due(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = None) -> None:
+    """Save every save_every_steps and at the end of the stage."""
+    stage, step = trainer.cfg.stage, trainer.state.step
+    if step % stage.save_every_steps == 0 or step == stage.steps:
+        save_checkpoint(trainer, extra_modules)
+
+
+class StepLog:
+    """Writes each step to metrics.jsonl, TensorBoard and the progress line, on rank 0."""
+
+    def __init__(self, trainer: Trainer):
+        cfg, rank = trainer.cfg, torch.distributed.get_rank()
+        start = trainer.state.step
+        self._trainer = trainer
+        self._metrics = MetricsWriter(cfg.run_dir, rank=rank, start_step=start)
+        self._line = ProgressLine(cfg.step, steps=cfg.stage.steps, start_step=start, rank=rank)
+
+    def write(self, result: StepResult, *, seconds: float, extra: dict[str, float] | None = None) -> None:
+        """result: of the step that was just done; seconds: its wall-clock time; extra: further values of this step."""
+        state = self._trainer.state
+        values = {
+            "tokens": state.tokens,
+            **result.logs,
+            "grad_norm": result.grad_norm,
+            "learning_rate": result.learning_rate,
+            **(extra or {}),
+            "time/step_s": seconds,
+            "time/tokens_per_s": result.num_tokens / seconds,
+        }
+        self._metrics.write(state.step, values)
+        self._line.update(state.step, loss=result.logs["loss"], tokens=result.num_tokens)
+
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+        self._metrics.close()
