@@ -8,18 +8,29 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 
 class LatentAttention(MLASelfAttention):
-    """megatron-core's MLA whose RoPE key has its whole gradient under tensor parallelism with local linear layers.
+    """megatron-core 0.19.2's MLA with two mends.
 
-    There the down projection is cut over ranks, and megatron-core 0.19.2 gathers its output with a function whose
-    backward does not sum over ranks: the RoPE key, which all heads share, would learn from this rank's heads only.
-    Cut along the sequence like the query latent, the key takes the path of Transformer Engine's uncut projection,
-    whose backward sums.
+    Under tensor parallelism with local linear layers the down projection is cut over ranks, and megatron-core gathers
+    its output with a function whose backward does not sum over ranks: the RoPE key, which all heads share, would learn
+    from this rank's heads only. Cut along the sequence like the query latent, the key takes the path of Transformer
+    Engine's uncut projection, whose backward sums.
+
+    A query without low rank has no latent, so no norm; megatron-core would insist on one. Here the spec decides.
     """
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, type]:
+        return {
+            "linear_q_proj": submodules.linear_q_proj,
+            "linear_q_up_proj": submodules.linear_q_up_proj,
+            "linear_kv_up_proj": submodules.linear_kv_up_proj,
+            "q_layernorm": submodules.q_layernorm,
+            "kv_layernorm": submodules.kv_layernorm,
+        }
 
     def _qkv_down_projection(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         q_latent, kv = super()._qkv_down_projection(hidden_states)

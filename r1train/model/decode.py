@@ -5,6 +5,8 @@ Legend: s new tokens per sequence, b sequences, n heads, c kv_lora_rank, r rope 
 t cache slots, h hidden.
 """
 
+from dataclasses import dataclass
+
 import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
@@ -35,37 +37,50 @@ def _normed_latent(attention: MLASelfAttention, latent: torch.Tensor) -> torch.T
     return rms_norm(latent, weight.shape, weight, attention.config.layernorm_epsilon)
 
 
-def _absorbed_attention(
-    attention: MLASelfAttention,
-    hidden: torch.Tensor,
-    *,
-    cache: LatentCache,
-    layer: int,
-    positions: torch.Tensor,
-    rotary: tuple[torch.Tensor, float],
-) -> torch.Tensor:
-    """hidden [s, b, h] at positions [b, s] -> attention output [s, b, h]; writes these tokens into the cache."""
-    config = attention.config
-    angles = rotary[0][positions].transpose(0, 1)[:, :, None]  # [s, b, 1, r]
-    q_latent, kv = attention._qkv_down_projection(hidden)
-    latent, rope_key = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
-    rope_key = _rotate(rope_key[:, :, None], angles, rotary[1])[:, :, 0]
-    cache.write(layer, positions, torch.cat([_normed_latent(attention, latent), rope_key], dim=-1).transpose(0, 1))
+@dataclass(frozen=True)
+class _Slots:
+    """Where the new tokens stand. positions: int64 [b, s], their cache slots; angles [s, b, 1, r], mscale: rotation;
+    hidden: bool [b, 1, s, t], the slots that a token must not see, up to the last one that any token sees.
+    """
 
+    positions: torch.Tensor
+    angles: torch.Tensor
+    mscale: float
+    hidden: torch.Tensor
+
+    @staticmethod
+    def at(positions: torch.Tensor, rotary: tuple[torch.Tensor, float]) -> "_Slots":
+        angles = rotary[0][positions].transpose(0, 1)[:, :, None]
+        slots = torch.arange(int(positions.max()) + 1, device=positions.device)
+        return _Slots(positions, angles, rotary[1], slots > positions[:, None, :, None])
+
+
+def _absorbed_attention(
+    attention: MLASelfAttention, inputs: torch.Tensor, *, cache: LatentCache, layer: int, slots: _Slots
+) -> torch.Tensor:
+    """inputs [s, b, h] -> attention output [s, b, h]; writes these tokens into the cache."""
+    config = attention.config
+    q_latent, kv = attention._qkv_down_projection(inputs)
+    latent, rope_key = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
     if config.q_lora_rank is None:
         query, _ = attention.linear_q_proj(q_latent)
     else:
         query, _ = attention.linear_q_up_proj(attention.q_layernorm(q_latent))
     query = query.unflatten(-1, (-1, attention.q_head_dim))
     q_nope, q_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
+    # One rotation for the heads' queries and the key they share.
+    rotated = _rotate(torch.cat([q_rope, rope_key[:, :, None]], dim=2), slots.angles, slots.mscale)
+    q_rope, rope_key = rotated[:, :, :-1], rotated[:, :, -1]
+    entry = torch.cat([_normed_latent(attention, latent), rope_key], dim=-1)
+    cache.write(layer, slots.positions, entry.transpose(0, 1))
+
     up = attention.linear_kv_up_proj.weight.unflatten(0, (-1, config.qk_head_dim + config.v_head_dim))  # [n, d + e, c]
     w_uk, w_uv = up.split([config.qk_head_dim, config.v_head_dim], dim=1)
-    q_absorbed = torch.cat([torch.einsum("sbnd,ndc->sbnc", q_nope, w_uk), _rotate(q_rope, angles, rotary[1])], dim=-1)
+    q_absorbed = torch.cat([torch.einsum("sbnd,ndc->sbnc", q_nope, w_uk), q_rope], dim=-1)
 
-    entries = cache.entries[layer]  # [b, t, c + r]
-    visible = torch.arange(entries.shape[1], device=positions.device) <= positions[:, None, :, None]  # [b, 1, s, t]
+    entries = cache.entries[layer][:, : slots.hidden.shape[-1]]  # [b, t, c + r]
     scores = torch.einsum("sbnw,btw->bnst", q_absorbed, entries).float() * attention.softmax_scale
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1).to(entries.dtype)
+    weights = scores.masked_fill_(slots.hidden, float("-inf")).softmax(dim=-1).to(entries.dtype)
     mixed = torch.einsum("bnst,btc->sbnc", weights, entries[..., : config.kv_lora_rank])
     output, _ = attention.linear_proj(torch.einsum("sbnc,nec->sbne", mixed, w_uv).flatten(2))
     return output
@@ -92,8 +107,9 @@ def stage_forward(
     Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take.
     """
     hidden = model.embedding(input_ids=inputs, position_ids=positions) if model.pre_process else inputs
+    slots = _Slots.at(positions, rotary)
     for index, block in enumerate(model.decoder.layers):
-        hidden = _layer_forward(block, hidden, cache=cache, layer=index, positions=positions, rotary=rotary)
+        hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=slots)
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
 
 

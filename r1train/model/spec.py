@@ -1,5 +1,8 @@
 """ModelConfig -> megatron-core's MLATransformerConfig and layer specs, for Transformer Engine or the local backend."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -23,6 +26,7 @@ from r1train.config.schema_train import OptimConfig
 from r1train.errors import ConfigError, Problem
 from r1train.model.attention import CoreAttention, LatentAttention
 from r1train.model.norm import RMSNorm
+from r1train.model.router import Router
 
 PARAMS_DTYPE = {
     "fp32": torch.float32,
@@ -201,6 +205,9 @@ def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, m
         num_experts=config.num_moe_experts if moe else None,
         moe_grouped_gemm=config.moe_grouped_gemm if moe else False,
     )
+    if moe:
+        submodules = replace(feed_forward.keywords["submodules"], router=Router)
+        feed_forward = partial(feed_forward, submodules=submodules)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

@@ -96,5 +96,5 @@ def with_extra(batches: list[MicroBatch], name: str, values: list[torch.Tensor])
     if not values:
         return batches
     return [
-        replace(batch, extras={**batch.extras, name: value.cpu()}) for batch, value in zip(batches, values, strict=True)
+        replace(batch, extras={**batch.extras, name: value}) for batch, value in zip(batches, values, strict=True)
     ]

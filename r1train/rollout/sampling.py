@@ -33,8 +33,9 @@ def choose_tokens(
         ordered = logprobs.exp()
         tokens = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
     mass = ordered.double().cumsum(dim=-1)
-    place = (mass <= noise.double()[:, None] * mass[:, -1:]).sum(dim=-1, keepdim=True)
-    # Rounding may put the noise at the very end: the last token with mass takes it.
-    last = (ordered > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    total = mass[:, -1:].contiguous()
+    place = torch.searchsorted(mass, noise.double()[:, None] * total, right=True)
+    # Rounding may put the noise at the very end: the token whose mass completes the total takes it.
+    last = torch.searchsorted(mass, total)
     chosen = tokens.gather(1, torch.minimum(place, last))
     return chosen[:, 0], logprobs.gather(1, chosen)[:, 0]

@@ -4,6 +4,7 @@ Layout: <run>/checkpoints/step_00000120/ with megatron-core's files, and _DONE (
 """
 
 import json
+import logging
 import os
 import queue
 import shutil
@@ -58,6 +59,8 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
         # The writer's default is a queue in a manager process, needed for asynchronous saves only; starting that
         # process costs seconds per rank. A synchronous save stays in this process.
         filesystem_async._results_queue = queue.Queue()
+        # It warns about the future of asynchronous saves.
+        logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").setLevel(logging.ERROR)
     state = _model_state(trainer, extra_modules or {})
     state |= optimizer_state(trainer.optimizer, state["model"])
     dist_checkpointing.save(state, str(folder))
@@ -144,7 +147,9 @@ def _check_tensors(state: dict[str, object], folder: Path) -> None:
     unknown = [key for key in sorted(found) if key.startswith(_WEIGHTS) and key not in wanted]
     problems += [f"{key} {list(found[key])} of the checkpoint is not in the model" for key in unknown]
     if problems:
-        more = f"; and {len(problems) - 1} more tensors differ" if len(problems) > 1 else ""
+        more = {1: "", 2: "; and 1 more tensor differs"}.get(
+            len(problems), f"; and {len(problems) - 1} more tensors differ"
+        )
         fix = "Fix: use the model config that the checkpoint was trained with, or another checkpoint"
         raise CheckpointError(f"{folder} is of another model: {problems[0]}{more}. {fix}")
 

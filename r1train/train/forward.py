@@ -38,6 +38,21 @@ class MicroBatch:
             max_seqlen_kv=longest,
         )
 
+    def padding_mask(self) -> torch.Tensor | None:
+        """bool [1, s], true where a packed row is padding: segments without a label that counts; None for dense rows.
+
+        The router leaves padding out of its sequence loss and its load statistics. In a row that is all padding the
+        first token stays in, because megatron-core divides by the number of the others.
+        """
+        if self.cu_seqlens is None:
+            return None
+        lengths = self.cu_seqlens.diff()
+        segment = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        counted = torch.zeros(len(lengths), device=lengths.device).index_add(0, segment, self.loss_mask[0])
+        padding = (counted == 0)[segment]
+        padding[0] &= ~padding.all()
+        return padding[None]
+
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(
             self.tokens.to(device),
@@ -81,6 +96,7 @@ class LmObjective:
             None,
             labels=batch.labels,
             loss_mask=batch.loss_mask,
+            padding_mask=batch.padding_mask(),
             packed_seq_params=batch.packed_seq_params(),
         )
 

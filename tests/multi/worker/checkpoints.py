@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 from shards import shards
-from tiny import MODEL, Config, config, windows
+from tiny import CHECKPOINT_STEP, MODEL, SOURCES, Config, config, windows
 
 from r1train.dist.init import Device
 from r1train.errors import CheckpointError
@@ -17,11 +17,8 @@ from r1train.train.forward import LmObjective
 from r1train.train.setup import Trainer, build_trainer
 from r1train.train.step import train_step
 
-# Which layout's checkpoint a layout loads; the test launches them in this order.
-SOURCES = {"pp2": None, "ep2": "pp2", "single": "ep2", "pp2_ep2": "single"}
 LAYOUTS = tuple(SOURCES)
 OTHER_SEED = 99
-STEP = "step_00000003"
 
 
 def train_to(trainer: Trainer, last_step: int, *, save_until: int = 0) -> list[tuple[int, float, float]]:
@@ -65,7 +62,7 @@ def run(layout: str, device: Device, out: Path) -> dict:
     assert resume(again)
     result |= {"state": again.state, "adam_resumed": adam_steps(again), "resumed": train_to(again, 6)}
     result["adam_after"] = adam_steps(again)
-    folder = cfg.run_dir / "checkpoints" / STEP
+    folder = cfg.run_dir / "checkpoints" / CHECKPOINT_STEP
     result["refusal"] = refusal(cfg, device, folder)
     source = SOURCES[layout]
     if source is not None:
@@ -75,13 +72,13 @@ def run(layout: str, device: Device, out: Path) -> dict:
 
 def _from_other_layout(cfg: Config, device: Device, out: Path, source: str) -> tuple[list, list]:
     """Weights after load_weights, and the steps after resuming, from another layout's third step."""
-    folder = out / f"run_{source}" / "checkpoints" / STEP
+    folder = out / f"run_{source}" / "checkpoints" / CHECKPOINT_STEP
     other = build_trainer(replace(cfg, seed=OTHER_SEED), device, total_steps=10)
     load_weights(other, folder)
     loaded = shards(other.module)
     run_dir = cfg.run_dir.with_name(f"{cfg.run_dir.name}_from_{source}")
     if torch.distributed.get_rank() == 0:
-        shutil.copytree(folder, run_dir / "checkpoints" / STEP)
+        shutil.copytree(folder, run_dir / "checkpoints" / CHECKPOINT_STEP)
     torch.distributed.barrier()
     moved = build_trainer(replace(cfg, seed=OTHER_SEED, run_dir=run_dir), device, total_steps=10)
     assert resume(moved)

@@ -1,4 +1,4 @@
-"""Generation: prompts spread in two ways and batched in two ways, and the training forward's logprobs of the same tokens."""
+"""Generation, with prompts spread and batched in two ways, and the training forward's logprobs of the same tokens."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def micro_batches(*, uneven: bool) -> list[MicroBatch]:
 def run(layout: str, device: Device, out: Path) -> dict:
     del out
     cfg = config(layout)
-    result = {}
+    result: dict = {}
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     for uneven in (False, True):
         trainer = build_trainer(cfg, device, total_steps=10)
@@ -46,6 +46,7 @@ def run(layout: str, device: Device, out: Path) -> dict:
         mine = micro_batches(uneven=uneven)[dp_rank::dp_size]
         outputs = forward_backward(trainer.model, mine, LmObjective())
         logs, num_tokens = reduce_logs(outputs, device.torch_device)
+        result["parameters"] = sum(parameter.numel() for parameter in trainer.module.parameters())
         bias = [shard for shard in shards(trainer.module) if shard[0].endswith("expert_bias")]
         result["uneven" if uneven else "full"] = {
             "loss": logs["loss"],

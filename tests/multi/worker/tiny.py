@@ -52,6 +52,9 @@ LAYOUTS = {
     "pp2_ep2": ParallelConfig(world_size=4, pp=2, ep=2, pp_layout=STAGES),
     "tp2_ep2": ParallelConfig(world_size=4, tp=2, ep=2),
 }
+# Which layout's third checkpoint a layout loads, in the order in which the layouts run.
+SOURCES = {"pp2": None, "ep2": "pp2", "single": "ep2", "pp2_ep2": "single"}
+CHECKPOINT_STEP = "step_00000003"
 OPTIM = OptimConfig(
     name="adamw", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_grad=1.0, precision="fp32", distributed=True
 )

@@ -1,0 +1,36 @@
+"""One launch per number of processes runs every part of every layout; the tests compare what the ranks wrote."""
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "worker"
+sys.path.insert(0, str(WORKER))  # tests import assembly and tiny as the worker does
+PARTS = "parity,engine,checkpoints"
+# In this order: a layout may load the checkpoint of a layout before it.
+LAUNCHES = ((2, "pp2,ep2,dp2,tp2"), (1, "single"), (4, "pp2_ep2,tp2_ep2"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("multi")
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
+    """Folder of the worker's results; made once, also where several pytest workers run these files."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "layouts"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            for processes, layouts in LAUNCHES:
+                torchrun(WORKER / "main.py", processes, folder, PARTS, layouts)
+            (folder / "done").touch()
+    return folder

@@ -1,0 +1,65 @@
+"""The CPU stand-ins: their version guard, and what they answer."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+from r1train.errors import EnvironmentProblem
+
+
+def test_another_megatron_core_is_refused(monkeypatch):
+    from r1train.dist import cpu
+
+    monkeypatch.setattr(importlib.metadata, "version", {"megatron-core": "0.20.0"}.__getitem__)
+    cpu.install.cache_clear()
+    with pytest.raises(EnvironmentProblem) as caught:
+        cpu.install()
+    message = str(caught.value)
+    assert message.startswith(
+        "megatron-core 0.20.0 is installed, but the CPU stand-ins (r1train/dist/cpu.py) fit 0.19.2"
+    )
+    assert "Fix: pip install megatron-core==0.19.2" in message
+
+
+def test_stand_ins_fit_the_installed_version():
+    from r1train.dist import cpu
+
+    assert importlib.metadata.version("megatron-core") == cpu.MEGATRON_VERSION
+    cpu.check_megatron_version()
+
+
+CHECKS = """
+import torch
+from r1train.dist import cpu
+assert torch.FloatTensor is not None and torch.zeros(1).type() == "torch.FloatTensor"
+cpu.install()
+patched = torch.Tensor.to
+cpu.install()
+assert torch.Tensor.to is patched  # a second call changes nothing
+assert torch.zeros(2, device="cuda").device.type == "cpu"
+assert torch.tensor([1.5], device=torch.device("cuda", 0)).tolist() == [1.5]
+assert torch.empty_like(torch.ones(3), device=0).shape == (3,)
+x = torch.ones(2)
+assert x.cuda() is x and x.to("cuda").device.type == "cpu" and x.to(torch.float64).dtype == torch.float64
+assert x.to(device="cuda:0", dtype=torch.int64).tolist() == [1, 1]
+assert x.type() == "torch.cuda.FloatTensor" and x.type(torch.int32).dtype == torch.int32
+assert torch.cuda.current_device() == torch.device("cpu") and torch.cuda.device_count() == 1
+with torch.cuda.stream(torch.cuda.Stream()):
+    assert torch.cuda.Event().query()
+assert torch.compile(abs) is abs and torch.compile(dynamic=True)(abs) is abs
+state = torch.cuda.get_rng_state()
+first = torch.rand(3)
+torch.cuda.set_rng_state(state)
+assert torch.rand(3).equal(first)
+from megatron.core.transformer.moe import token_dispatcher
+assert token_dispatcher.maybe_move_tensor_to_cpu(torch.tensor([2, 3]), as_numpy=True).tolist() == [2, 3]
+assert token_dispatcher.maybe_move_tensor_to_cpu(None, as_numpy=True) is None
+"""
+
+
+def test_answers(repo):
+    """In a process of its own, because the stand-ins stay for the life of a process."""
+    done = subprocess.run([sys.executable, "-c", CHECKS], cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

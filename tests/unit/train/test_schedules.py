@@ -1,0 +1,81 @@
+"""Schedules against DeepSeek-V3's published values (report section 4.2)."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from r1train.config.schema_train import Piecewise, Segment
+from r1train.train.schedules import Progress, value_at
+
+T = 1_000_000_000_000
+
+
+def from_yaml(repo, name: str) -> Piecewise:
+    """One schedule of conf/lr/v3.yaml."""
+    tree = OmegaConf.to_container(OmegaConf.load(repo / "conf" / "lr" / "v3.yaml"))[name]
+    return Piecewise(**{**tree, "segments": tuple(Segment(**segment) for segment in tree["segments"])})
+
+
+def at(schedule: Piecewise, tokens: float) -> float:
+    return value_at(schedule, Progress(tokens=int(tokens), step=0, total_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rate"),
+    [
+        (5 * T, 2.2e-4),
+        (10 * T, 2.2e-4),
+        (11.075 * T, 1.910036e-4),
+        (12.15 * T, 1.21e-4),
+        (13.225 * T, 5.09964e-5),
+        (14.3 * T, 2.2e-5),
+        (14.5 * T, 2.2e-5),
+        (14.633 * T, 2.2e-5),
+        (14.633 * T + 1, 7.3e-6),
+        (14.8 * T, 7.3e-6),
+        (20 * T, 7.3e-6),
+    ],
+)
+def test_v3_learning_rate(repo, tokens, rate):
+    assert at(from_yaml(repo, "learning_rate"), tokens) == pytest.approx(rate, rel=1e-6)
+
+
+def test_v3_warm_up_is_2000_steps_of_3072_sequences(repo):
+    """2,000 steps x 3072 x 4096 tokens = 25.2 billion tokens, from 0 to 2.2e-4 in a straight line."""
+    schedule, end = from_yaml(repo, "learning_rate"), 2000 * 3072 * 4096
+    assert at(schedule, 0) == 0.0
+    assert at(schedule, end // 4) == pytest.approx(0.55e-4, rel=1e-3)
+    assert at(schedule, end // 2) == pytest.approx(1.1e-4, rel=1e-3)
+    assert at(schedule, end) == pytest.approx(2.2e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weight"), [(0, 0.3), (5 * T, 0.3), (10 * T, 0.3), (10 * T + 1, 0.1), (14.8 * T, 0.1)]
+)
+def test_v3_mtp_weight(repo, tokens, weight):
+    assert at(from_yaml(repo, "mtp_weight"), tokens) == weight
+
+
+@pytest.mark.parametrize(("tokens", "rate"), [(0, 1e-3), (14.3 * T, 1e-3), (14.3 * T + 1, 0.0), (14.8 * T, 0.0)])
+def test_v3_bias_rate(repo, tokens, rate):
+    assert at(from_yaml(repo, "bias_rate"), tokens) == rate
+
+
+def test_units():
+    """The same ramp from 0 to 1, measured in tokens, in finished steps and in the stage's share."""
+    progress = Progress(tokens=30, step=2, total_steps=8)
+    for unit, until, value in (("tokens", 40, 0.75), ("steps", 4, 0.5), ("fraction", 1.0, 0.25)):
+        ramp = Piecewise(start=0.0, segments=(Segment(until=until, shape="linear", to=1.0),), unit=unit)
+        assert value_at(ramp, progress) == value
+
+
+def test_cosine_by_hand():
+    """Half of a cosine from 4 to 2: a quarter of the way (1 - cos(45 degrees)) / 2 of the drop."""
+    fall = Piecewise(start=4.0, segments=(Segment(until=8, shape="cosine", to=2.0),), unit="steps")
+    values = [value_at(fall, Progress(tokens=0, step=step, total_steps=8)) for step in (0, 2, 4, 8, 9)]
+    assert values == pytest.approx([4.0, 4.0 - 2.0 * 0.1464466, 3.0, 2.0, 2.0], abs=1e-6)
+
+
+def test_constant_first_segment_holds_from_the_first_step():
+    steps = Piecewise(start=5.0, segments=(Segment(until=2, shape="constant", to=1.0),), unit="steps")
+    assert [value_at(steps, Progress(tokens=0, step=step, total_steps=4)) for step in (0, 2, 3)] == [1.0, 1.0, 1.0]
+    assert value_at(Piecewise(start=5.0), Progress(tokens=10, step=1, total_steps=2)) == 5.0
