@@ -8,6 +8,7 @@ the project patches megatron-core, except model/norm.py and model/attention.py, 
 import contextlib
 import functools
 import importlib.metadata
+import sys
 
 import torch
 
@@ -153,10 +154,12 @@ def _patch_optimizer_loading() -> None:
 
 @functools.cache
 def install() -> None:
-    """Make megatron-core run on CPU in this process. Call before megatron.core is imported; calling again does nothing.
+    """Make megatron-core run on CPU in this process; calling again does nothing.
 
+    Must come before the first import of megatron.core, whose modules read torch.cuda and torch.compile when imported.
     Raises EnvironmentProblem for another version of megatron-core.
     """
+    assert "megatron.core" not in sys.modules, "dist.cpu.install() has to come before the first import of megatron.core"
     check_megatron_version()
     # megatron-core compiles small functions for fusion on a GPU; on a CPU that costs half a minute and gains nothing.
     torch.compile = _uncompiled

@@ -11,6 +11,7 @@ from r1train.errors import ConfigError
 
 def router(model, bias: torch.Tensor | None = None):
     from megatron.core.process_groups_config import ProcessGroupCollection
+
     from r1train.model.router import Router
     from r1train.model.spec import transformer_config
 
