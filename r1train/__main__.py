@@ -1,4 +1,4 @@
-"""The command line: `python -m r1train [mode=run|check|plan|doctor|report] [experiment=...] [key=value ...]`."""
+"""The command line: `python -m r1train [mode=run|check|steps|plan|doctor|report] [experiment=...] [key=value ...]`."""
 
 import json
 import os
@@ -13,6 +13,7 @@ modes
   run      (default) without stage=: every stage of the schedule, each as its own torchrun, skipping what is done;
            with stage=: that one stage in this process (torchrun or srun starts one process per rank)
   check    report every problem of the config (of every step of the schedule, or of the given stage); writes nothing
+  steps    the schedule as lines of tab-separated words: step id, stage, then that stage's overrides (for scripts)
   plan     parameters and bytes per rank; plan=FILE also writes them as JSON
   doctor   what is installed, and what each missing part switches off
   report   the stage table of the runs in root
@@ -25,7 +26,7 @@ examples
 
 Groups and their options are the folders and files of conf/. A key of one stage only: per_stage.STAGE_OR_STEP.key=value.
 """
-MODES = ("run", "check", "plan", "doctor", "report")
+MODES = ("run", "check", "steps", "plan", "doctor", "report")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except R1TrainError as error:
         # Every rank meets the same mistake; one message is enough.
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}" if error.exit_code else error, file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -55,6 +56,8 @@ def _dispatch(arguments: list[str]) -> None:
         _run_schedule(overrides)
     elif mode == "check":
         _check(overrides)
+    elif mode == "steps":
+        _steps(overrides)
     elif mode == "plan":
         _plan(overrides, own.get("plan"))
     elif mode == "doctor":
@@ -109,6 +112,14 @@ def _check(overrides: list[str]) -> None:
         return
     for cfg in check_schedule(overrides):
         print(f"ok  {cfg.step} ({cfg.stage.name})")
+
+
+def _steps(overrides: list[str]) -> None:
+    from r1train.config.steps import check_schedule, plan_steps  # noqa: PLC0415
+
+    check_schedule(overrides)
+    for planned in plan_steps(overrides):
+        print(planned.step.id, planned.step.stage, *planned.overrides, sep="\t")
 
 
 def _plan(overrides: list[str], json_path: str | None) -> None:

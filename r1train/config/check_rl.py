@@ -1,18 +1,43 @@
 """Rules about generation, rewards, GRPO, rejection sampling and evaluation."""
 
-from r1train.config.schema import GrpoStage, RejectStage, RunConfig
+from r1train.config.schema import EvaluateStage, GrpoStage, RejectStage, RunConfig
 from r1train.errors import Problem
 
 
-def groups_fill_minibatches(cfg: RunConfig) -> list[Problem]:
+def rollout_serves_a_step(cfg: RunConfig) -> list[Problem]:
     stage = cfg.stage
     if not isinstance(stage, GrpoStage):
         return []
-    samples = stage.prompts_per_step * stage.samples_per_prompt
-    if samples % stage.minibatches_per_step == 0:
+    if stage.minibatches_per_step >= 1:
         return []
-    what = f"does not divide the {samples} samples of a step (prompts_per_step x samples_per_prompt)"
-    return [Problem("stage.minibatches_per_step", stage.minibatches_per_step, what, f"a divisor of {samples}")]
+    what = "a rollout serves at least one optimizer step"
+    return [Problem("stage.minibatches_per_step", stage.minibatches_per_step, what, "1 or more (R1: 16)")]
+
+
+def checkpoints_fall_between_rollouts(cfg: RunConfig) -> list[Problem]:
+    """A step is one policy update; a rollout serves minibatches_per_step of them and is not kept in checkpoints."""
+    stage = cfg.stage
+    if not isinstance(stage, GrpoStage):
+        return []
+    what = f"in the middle of a rollout, which serves {stage.minibatches_per_step} steps (minibatches_per_step)"
+    fix = f"a multiple of {stage.minibatches_per_step}"
+    return [
+        Problem(f"stage.{name}", value, what, fix)
+        for name, value in (
+            ("steps", stage.steps),
+            ("save_every_steps", stage.save_every_steps),
+            ("reference_refresh_steps", stage.reference_refresh_steps),
+        )
+        if value % max(stage.minibatches_per_step, 1) != 0
+    ]
+
+
+def generation_without_tensor_parallelism(cfg: RunConfig) -> list[Problem]:
+    generates = isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
+    if not generates or cfg.parallel.tp == 1:
+        return []
+    what = "the native engine generates over data, expert and pipeline parallel ranks only"
+    return [Problem("parallel.tp", cfg.parallel.tp, what, "1 for stages that generate; checkpoints fit any layout")]
 
 
 def group_has_two_samples(cfg: RunConfig) -> list[Problem]:
@@ -102,7 +127,9 @@ def reward_weights_count(cfg: RunConfig) -> list[Problem]:
 
 
 RULES = (
-    groups_fill_minibatches,
+    checkpoints_fall_between_rollouts,
+    generation_without_tensor_parallelism,
+    rollout_serves_a_step,
     group_has_two_samples,
     keeps_no_more_than_sampled,
     clip_and_kl_not_negative,

@@ -22,7 +22,7 @@ class _LogprobContext:
 def _label_logprobs(*, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext) -> torch.Tensor:
     """hidden [s, b, h] -> log-probability of each label [b, s], float32, of the tempered distribution."""
     logits, _ = output_layer(hidden_states)
-    cross_entropy = vocab_parallel_cross_entropy(logits.float() / context.temperature, context.labels.transpose(0, 1))
+    cross_entropy = vocab_parallel_cross_entropy(logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous())
     return -cross_entropy.transpose(0, 1)
 
 
@@ -38,6 +38,7 @@ class LogprobObjective:
             batch.positions,
             None,
             packed_seq_params=batch.packed_seq_params(),
+            padding_mask=batch.padding_mask(),
             output_processor=_label_logprobs,
             output_processor_context=_LogprobContext(batch.labels, self._temperature),
         )

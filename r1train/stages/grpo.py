@@ -31,6 +31,7 @@ from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
 from r1train.train.setup import Trainer, build_trainer
 from r1train.train.step import train_step
+from r1train.train.stop import StopSignal
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def run(cfg: RunConfig) -> StageResult:
         prompts = PromptSet(
             stage.prompts, job.tokenizer, seed=cfg.seed, max_prompt_tokens=cfg.rollout.max_prompt_tokens
         )
-        engine = build_engine(job, trainer.module)
+        engine, stop = build_engine(job, trainer.module), StopSignal()
         with StepLog(trainer) as log:
             while trainer.state.step < stage.steps:
                 started = time.monotonic()
@@ -67,7 +68,7 @@ def run(cfg: RunConfig) -> StageResult:
                     started = time.monotonic()
                 if trainer.state.step % stage.reference_refresh_steps == 0:
                     refresh_reference(policy.reference, trainer)
-                save_if_due(trainer, {"reference": policy.reference})
+                save_if_due(trainer, stop, {"reference": policy.reference})
         return stage_result(job, policy_evals(job, trainer))
 
 

@@ -12,6 +12,7 @@ from r1train.train.checkpoint import save_checkpoint
 from r1train.train.forward import MicroBatch, Objective
 from r1train.train.setup import Trainer
 from r1train.train.step import StepResult, train_step
+from r1train.train.stop import StopRequested, StopSignal
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,26 @@ class StepSource:
 def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> None:
     """Steps until the stage's budget is spent, from wherever the trainer's state is."""
     stage = trainer.cfg.stage
+    stop = StopSignal()
     with StepLog(trainer) as log:
         while trainer.state.step < stage.steps:
             started = time.monotonic()
             result = train_step(trainer, source.batches(trainer.state.position), objective)
             trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=source.samples)
             log.write(result, seconds=time.monotonic() - started)
-            save_if_due(trainer)
+            save_if_due(trainer, stop)
 
 
-def save_if_due(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = None) -> None:
-    """Save every save_every_steps and at the end of the stage."""
+def save_if_due(
+    trainer: Trainer, stop: StopSignal, extra_modules: dict[str, torch.nn.Module] | None = None
+) -> None:
+    """Save every save_every_steps, at the end of the stage, and when asked to stop. Raises StopRequested then."""
     stage, step = trainer.cfg.stage, trainer.state.step
-    if step % stage.save_every_steps == 0 or step == stage.steps:
+    stopping = step < stage.steps and stop.agreed()
+    if step % stage.save_every_steps == 0 or step == stage.steps or stopping:
         save_checkpoint(trainer, extra_modules)
+    if stopping:
+        raise StopRequested(f"{trainer.cfg.step}: stopped as asked, saved at step {step} of {stage.steps}")
 
 
 class StepLog:

@@ -13,9 +13,8 @@ def test_another_megatron_core_is_refused(monkeypatch):
     from r1train.dist import cpu
 
     monkeypatch.setattr(importlib.metadata, "version", {"megatron-core": "0.20.0"}.__getitem__)
-    cpu.install.cache_clear()
     with pytest.raises(EnvironmentProblem) as caught:
-        cpu.install()
+        cpu.check_megatron_version()
     message = str(caught.value)
     assert message.startswith(
         "megatron-core 0.20.0 is installed, but the CPU stand-ins (r1train/dist/cpu.py) fit 0.19.2"
@@ -59,7 +58,31 @@ assert token_dispatcher.maybe_move_tensor_to_cpu(None, as_numpy=True) is None
 """
 
 
+REFUSED = """
+import importlib.metadata
+import torch
+from r1train.dist import cpu
+from r1train.errors import EnvironmentProblem
+importlib.metadata.version = {"megatron-core": "0.18.1"}.__getitem__
+before = torch.compile, torch.Tensor.to, torch.cuda.device_count
+try:
+    cpu.install()
+except EnvironmentProblem:
+    assert before == (torch.compile, torch.Tensor.to, torch.cuda.device_count)  # nothing was replaced
+else:
+    raise AssertionError("accepted")
+"""
+
+
+def run(script: str, repo) -> None:
+    done = subprocess.run([sys.executable, "-c", script], cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_install_refuses_another_version_before_it_replaces_anything(repo):
+    run(REFUSED, repo)
+
+
 def test_answers(repo):
     """In a process of its own, because the stand-ins stay for the life of a process."""
-    done = subprocess.run([sys.executable, "-c", CHECKS], cwd=repo, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(CHECKS, repo)
