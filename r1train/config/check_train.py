@@ -8,11 +8,14 @@ TRAINING = (PretrainStage, SftStage, GrpoStage)
 
 
 def sequence_fits_positions(cfg: RunConfig) -> list[Problem]:
-    """A sequence needs max_position_embeddings positions, and with YaRN factor x original_max_positions too."""
+    """A sequence needs max_position_embeddings positions, and with YaRN factor x original_max_positions too.
+
+    Packed rows (SFT, GRPO) may be longer: positions start anew with every sample in them.
+    """
     limit, model = cfg.model.max_position_embeddings, cfg.model
     if model.yarn is not None:
         limit = min(limit, int(model.yarn.factor * model.yarn.original_max_positions))
-    if not isinstance(cfg.stage, TRAINING) or cfg.stage.seq_length <= limit:
+    if not isinstance(cfg.stage, PretrainStage) or cfg.stage.seq_length <= limit:
         return []
     what = f"longer than the {limit} positions that the model can tell apart"
     fix = f"at most {limit}, or raise model.max_position_embeddings (and model.yarn.factor)"

@@ -136,6 +136,25 @@ def _split_sizes_as_numpy(tensor, as_numpy=False, record_stream=False):
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
+def _patch_packed_rotary() -> None:
+    """Rotate packed sequences in one call; the original loops over them, a third of a step with short sequences."""
+    from megatron.core.models.common.embeddings import rope_utils
+
+    def rotate(t, cu_seqlens, freqs, rotary_interleaved=False, mla_rotary_interleaved=False, mscale=1.0, cp_group=None):
+        assert cp_group.size() == 1, "context parallelism runs on CUDA only"
+        lengths = cu_seqlens.diff()
+        positions = torch.arange(t.shape[0]) - cu_seqlens[:-1].repeat_interleave(lengths)
+        return rope_utils._apply_rotary_pos_emb_bshd(
+            t.unsqueeze(1),
+            freqs[positions],
+            rotary_interleaved=rotary_interleaved,
+            mla_rotary_interleaved=mla_rotary_interleaved,
+            mscale=mscale,
+        ).squeeze(1)
+
+    rope_utils._apply_rotary_pos_emb_thd = rotate
+
+
 def _patch_optimizer_loading() -> None:
     """torch's AdamW keeps 'step' as a tensor per parameter; the reshardable format carries it in the groups instead."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # noqa: PLC0415 - after the patches
@@ -173,3 +192,4 @@ def install() -> None:
     random._set_cuda_rng_state = lambda new_state, device=-1, graph_safe=False: torch.set_rng_state(new_state)
     token_dispatcher.maybe_move_tensor_to_cpu = _split_sizes_as_numpy
     _patch_optimizer_loading()
+    _patch_packed_rotary()

@@ -72,16 +72,18 @@ class CoreAttention(MegatronModule):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)[..., :width]
 
     def _packed(self, query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
-        """One call for all sequences: pad them to the longest, attend, take the padding out again."""
-        lengths = cu_seqlens.diff()
-        longest = int(lengths.max())
-        keep = torch.arange(longest, device=query.device) < lengths[:, None]  # [b, longest]
+        """Sequences of similar length attend in one call, padded to the longest of them.
 
-        def padded(x: torch.Tensor) -> torch.Tensor:
-            # Packed tokens lie in the order of the mask's true entries, so a scatter by mask unpacks them.
-            out = x.new_zeros(keep.shape + x.shape[1:])
-            out[keep] = x
-            return out.transpose(1, 2)
-
-        out = self._attend(padded(query), padded(key), padded(value)).transpose(1, 2)
-        return out[keep].flatten(1)
+        Lengths within a factor of two share a call: a long one (or the padding of a row) does not stretch the short ones.
+        """
+        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+        size_class = lengths.double().log2().floor()
+        out = value.new_zeros(value.shape)
+        for chosen in (size_class == size for size in size_class.unique().tolist()):
+            offsets = torch.arange(int(lengths[chosen].max()), device=query.device)
+            inside = offsets < lengths[chosen, None]  # [b, s]
+            places = torch.where(inside, starts[chosen, None] + offsets, 0)
+            part = self._attend(*(x[places].transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+            # Causal attention never looks at what follows, so padding behind a sequence needs no mask.
+            out = out.index_put((places[inside],), part[inside])
+        return out.flatten(1)
