@@ -8,6 +8,7 @@ the project patches megatron-core, except model/norm.py and model/attention.py, 
 import contextlib
 import functools
 import importlib.metadata
+import logging
 import sys
 
 import torch
@@ -182,6 +183,8 @@ def install() -> None:
     check_megatron_version()
     # megatron-core compiles small functions for fusion on a GPU; on a CPU that costs half a minute and gains nothing.
     torch.compile = _uncompiled
+    # It warns on every start that there is no CUDA runtime.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     _patch_torch_cuda()
     _patch_tensor_methods()
     # Imported after the patches: these modules read torch.cuda and torch.compile when they are imported.

@@ -28,7 +28,8 @@ def print_table(root: Path, steps: Sequence[ScheduleStep], console: Console | No
 
     A step without result.json is not finished: its cells are '-'.
     """
-    out = console or Console()
+    # A pipe or a log file has no width of its own; the table needs 110 columns.
+    out = console or Console(width=max(110, Console().width))
     rows = stage_rows(root, steps)
     table = Table(*COLUMNS, title=str(root))
     for column in table.columns[1:]:

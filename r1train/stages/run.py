@@ -13,7 +13,7 @@ def run_stage(cfg: RunConfig) -> None:
     if read_result(cfg.run_dir) is not None:
         return
     select_device(cfg.cluster)
-    stage = stage_functions()[cfg.stage.name]
+    stage = stage_function(cfg.stage.name)
     if is_rank0():
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
         dump_resolved(cfg, cfg.run_dir)
@@ -22,16 +22,22 @@ def run_stage(cfg: RunConfig) -> None:
         write_result(cfg.run_dir, result)
 
 
-def stage_functions() -> dict[str, Callable[[RunConfig], StageResult]]:
-    """What each kind of stage runs."""
-    # Imported here, after select_device: the stages import megatron-core, which has to see the CPU stand-ins.
-    from r1train.stages import evaluate, grpo, prepare, pretrain, reject, sft  # noqa: PLC0415
-
-    return {
-        "prepare": prepare.run_stage,
-        "pretrain": pretrain.run,
-        "sft": sft.run,
-        "grpo": grpo.run,
-        "reject": reject.run,
-        "evaluate": evaluate.run,
-    }
+def stage_function(name: str) -> Callable[[RunConfig], StageResult]:
+    """What this kind of stage runs."""
+    # Imported here, one stage only: megatron-core has to see select_device's stand-ins, and start-up takes seconds.
+    match name:
+        case "prepare":
+            from r1train.stages.prepare import run_stage as run  # noqa: PLC0415
+        case "pretrain":
+            from r1train.stages.pretrain import run  # noqa: PLC0415
+        case "sft":
+            from r1train.stages.sft import run  # noqa: PLC0415
+        case "grpo":
+            from r1train.stages.grpo import run  # noqa: PLC0415
+        case "reject":
+            from r1train.stages.reject import run  # noqa: PLC0415
+        case "evaluate":
+            from r1train.stages.evaluate import run  # noqa: PLC0415
+        case _:
+            raise ValueError(f"no stage is called {name!r}")
+    return run
