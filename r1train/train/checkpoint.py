@@ -14,6 +14,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
@@ -155,5 +156,8 @@ def _check_tensors(state: dict[str, object], folder: Path) -> None:
 
 
 def _model_state(trainer: Trainer, extra: dict[str, torch.nn.Module]) -> dict[str, object]:
-    others = {name: module.sharded_state_dict(prefix=f"{name}.") for name, module in extra.items()}
+    """Sharded weights of the policy and of the extra modules; only the names in the checkpoint carry the prefix."""
+    others = {name: module.sharded_state_dict() for name, module in extra.items()}
+    for name, weights in others.items():
+        add_prefix_for_sharding(weights, f"{name}.")
     return {"model": trainer.module.sharded_state_dict(), **others}

@@ -23,7 +23,7 @@ CASES = [
         "num_attention_heads = 5: not divisible by parallel.tp",
     ),
     ("experts", ["model.num_experts=7"], "parallel.ep = 2: does not divide the 7 experts"),
-    ("layout-sum", [*PP2, 'parallel.pp_layout="Ett|tmL"'], "has 3 decoder layers (t), the model has 4"),
+    ("layout-sum", [*PP2, 'parallel.pp_layout="Et|tmL"'], "has 2 decoder layers (t), the model has 3"),
     ("layout-letters", [*PP2, 'parallel.pp_layout="Ett|ttxL"'], "has the unknown character(s) x"),
     ("world-size", ["parallel.world_size=3"], "has 1 node(s) x 2 process(es) = 2"),
     ("missing-file", ["data.corpora.0.source=w/none.txt"], "'w/none.txt': no such file"),
@@ -53,7 +53,7 @@ CASES = [
         "step cold_start cannot start from a step that does not come",
     ),
     ("not-an-override", ["tiny"], "tiny = None: not an override"),
-    ("unknown-mode", ["mode=chek"], "mode = 'chek': no such mode. Fix: one of run, check, plan, doctor, report"),
+    ("unknown-mode", ["mode=chek"], "mode = 'chek': no such mode. Fix: one of run, check, steps, plan, doctor, report"),
 ]
 
 
@@ -162,7 +162,7 @@ def test_check_does_not_load_torch(folder):
 def test_help_names_every_mode(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n  {mode} " in printed for mode in ("run", "check", "plan", "doctor", "report"))
+    assert all(f"\n  {mode} " in printed for mode in ("run", "check", "steps", "plan", "doctor", "report"))
 
 
 def test_report_of_a_root_without_runs(folder, capsys):

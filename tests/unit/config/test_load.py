@@ -169,7 +169,7 @@ def test_dump_resolved_writes_values_and_versions(tmp_path):
     assert sorted(file.name for file in cfg.run_dir.iterdir()) == ["resolved.yaml", "versions.json"]
     resolved = yaml.safe_load((cfg.run_dir / "resolved.yaml").read_text())
     assert resolved["stage"]["steps"] == cfg.stage.steps
-    assert resolved["lr"]["learning_rate"]["segments"][0] == {"until": 0.05, "shape": "linear", "to": 3e-3}
+    assert resolved["lr"]["learning_rate"]["segments"][0] == {"until": 0.05, "shape": "linear", "to": 5e-3}
     versions = json.loads((cfg.run_dir / "versions.json").read_text())
     assert versions["packages"]["megatron-core"].startswith("0.19")
     assert versions["git_commit"] is None or len(versions["git_commit"]) == 40
