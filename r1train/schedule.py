@@ -23,7 +23,7 @@ LAST_LINES = 30
 def run_schedule(overrides: list[str]) -> None:
     """Every step of the schedule in turn, then the stage table. Running it again continues where it stopped.
 
-    Raises ConfigError, before anything is started, with the problems of all steps; StageFailed with a stage's last lines.
+    Raises ConfigError, before anything is started, with the problems of all steps; StageFailed with the last lines.
     """
     configs = check_schedule(overrides)
     planned = plan_steps(overrides)

@@ -54,8 +54,8 @@ class SftStage:
 class GrpoStage:
     """Group relative policy optimisation (DeepSeekMath section 4; R1 section 2.2).
 
-    A step is one policy update on prompts_per_step * samples_per_prompt responses (R1: 32 * 16). One rollout samples for
-    minibatches_per_step steps at once (R1: 16, that is 8,192 responses) and is dealt out at random.
+    A step is one policy update on prompts_per_step * samples_per_prompt responses (R1: 32 * 16). One rollout samples
+    for minibatches_per_step steps at once (R1: 16, that is 8,192 responses) and is dealt out at random.
     clip_low/clip_high: ratio kept within [1 - clip_low, 1 + clip_high]. seq_length: packed tokens of one micro-batch.
     reference_refresh_steps: steps after which the reference becomes the current policy (R1: 400).
     """

@@ -74,7 +74,7 @@ class CoreAttention(MegatronModule):
     def _packed(self, query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Sequences of similar length attend in one call, padded to the longest of them.
 
-        Lengths within a factor of two share a call: a long one (or the padding of a row) does not stretch the short ones.
+        Lengths within a factor of two share a call: a long one, or the padding of a row, stretches no short one.
         """
         starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
         size_class = lengths.double().log2().floor()

@@ -92,9 +92,7 @@ def _token_sample(sample: TrainSample, counts: GlobalCounts, aggregation: Aggreg
 
 
 def with_extra(batches: list[MicroBatch], name: str, values: list[torch.Tensor]) -> list[MicroBatch]:
-    """The micro-batches with one more extra [b, s] each; pipeline stages before the last have no values and no use for it."""
+    """The micro-batches with one more extra [b, s] each; stages before the last have no values and no use for it."""
     if not values:
         return batches
-    return [
-        replace(batch, extras={**batch.extras, name: value}) for batch, value in zip(batches, values, strict=True)
-    ]
+    return [replace(batch, extras={**batch.extras, name: value}) for batch, value in zip(batches, values, strict=True)]

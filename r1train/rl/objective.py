@@ -19,10 +19,14 @@ class _LogprobContext:
     temperature: float
 
 
-def _label_logprobs(*, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext) -> torch.Tensor:
+def _label_logprobs(
+    *, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext
+) -> torch.Tensor:
     """hidden [s, b, h] -> log-probability of each label [b, s], float32, of the tempered distribution."""
     logits, _ = output_layer(hidden_states)
-    cross_entropy = vocab_parallel_cross_entropy(logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous())
+    cross_entropy = vocab_parallel_cross_entropy(
+        logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous()
+    )
     return -cross_entropy.transpose(0, 1)
 
 
@@ -50,8 +54,8 @@ class LogprobObjective:
 class GrpoObjective(LogprobObjective):
     """Clipped ratio plus k3 KL (DeepSeekMath eq. 3 and 4), weighted per token by the aggregation rule.
 
-    The batch's extras: advantages, old_logprobs, ref_logprobs, weights. weights sum to 1 over the step, and gradients are
-    divided by the step's token count at the end, so the loss is multiplied by that count (num_tokens) here.
+    The batch's extras: advantages, old_logprobs, ref_logprobs, weights. weights sum to 1 over the step, and gradients
+    are divided by the step's token count at the end, so the loss is multiplied by that count (num_tokens) here.
     """
 
     def __init__(self, stage: GrpoStage, temperature: float, *, num_tokens: int):
@@ -62,7 +66,9 @@ class GrpoObjective(LogprobObjective):
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
         stage = self._stage
         token_loss = grpo_token_loss(
-            TokenLogprobs(policy=output[0], old=batch.extras["old_logprobs"][0], reference=batch.extras["ref_logprobs"][0]),
+            TokenLogprobs(
+                policy=output[0], old=batch.extras["old_logprobs"][0], reference=batch.extras["ref_logprobs"][0]
+            ),
             advantages=batch.extras["advantages"][0],
             mask=batch.loss_mask[0],
             clip_low=stage.clip_low,

@@ -113,7 +113,7 @@ def split(samples: list[TrainSample], cfg: RunConfig, *, step: int) -> list[list
 
 
 def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> PackedSamples:
-    """Pack a minibatch and add the log-probabilities of the policy before this rollout's updates, and of the reference."""
+    """Pack a minibatch and add the log-probabilities of the rollout's policy and of the reference."""
     cfg, stage = job.cfg, job.cfg.stage
     packed = pack_samples(
         samples,

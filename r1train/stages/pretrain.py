@@ -19,9 +19,7 @@ def run(cfg: RunConfig) -> StageResult:
     with session(cfg) as job:
         stage = cfg.stage
         weights = {corpus.name: corpus.weight for corpus in cfg.data.corpora}
-        source = PretrainSource(
-            Path(cfg.data.dir) / "corpus", weights, seq_length=stage.seq_length, seed=cfg.seed
-        )
+        source = PretrainSource(Path(cfg.data.dir) / "corpus", weights, seq_length=stage.seq_length, seed=cfg.seed)
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
         def batches(position: int):

@@ -1,4 +1,4 @@
-"""Rejection sampling: prompts and a checkpoint -> an SFT set of responses that verify and read well (R1 section 2.3.3)."""
+"""Rejection sampling: prompts and a checkpoint -> an SFT set of responses that verify (R1 section 2.3.3)."""
 
 import json
 import os

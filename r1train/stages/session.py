@@ -13,6 +13,7 @@ from r1train.config.schema import RunConfig
 from r1train.data.prompts import PromptSet
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist.init import Device, close_processes, init_processes, select_device
+from r1train.dist.seed import seed_all
 from r1train.log.logger import setup_logging
 from r1train.log.metrics import FILE_NAME, read_metrics
 from r1train.log.result import EvalSummary, StageResult
@@ -20,7 +21,7 @@ from r1train.log.result import EvalSummary, StageResult
 
 @dataclass(frozen=True)
 class Session:
-    """An open job: its config, this process's device, the tokenizer, and when this attempt began (monotonic seconds)."""
+    """An open job: its config, this process's device, the tokenizer, and when this attempt began (monotonic s)."""
 
     cfg: RunConfig
     device: Device
@@ -47,8 +48,6 @@ def session(cfg: RunConfig) -> Iterator[Session]:
     started = time.monotonic()
     device = select_device(cfg.cluster)
     init_processes(device, cfg.parallel, cfg.cluster)
-    from r1train.dist.seed import seed_all  # imports megatron-core, which has to see the device first
-
     seed_all(cfg.seed)
     # The modules imported so far never become garbage: without them in every collection a small step is 10 % faster.
     gc.collect()

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: chat examples and a checkpoint -> checkpoint (cold start, and SFT on the rejection-sampled set)."""
+"""Supervised fine-tuning: chat examples and a checkpoint -> checkpoint (cold start, rejection-sampled set)."""
 
 from megatron.core import parallel_state
 

@@ -39,9 +39,7 @@ def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> No
             save_if_due(trainer, stop)
 
 
-def save_if_due(
-    trainer: Trainer, stop: StopSignal, extra_modules: dict[str, torch.nn.Module] | None = None
-) -> None:
+def save_if_due(trainer: Trainer, stop: StopSignal, extra_modules: dict[str, torch.nn.Module] | None = None) -> None:
     """Save every save_every_steps, at the end of the stage, and when asked to stop. Raises StopRequested then."""
     stage, step = trainer.cfg.stage, trainer.state.step
     stopping = step < stage.steps and stop.agreed()

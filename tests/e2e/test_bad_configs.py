@@ -24,7 +24,7 @@ CASES = [
     ),
     ("experts", ["model.num_experts=7"], "parallel.ep = 2: does not divide the 7 experts"),
     ("layout-sum", [*PP2, 'parallel.pp_layout="Et|tmL"'], "has 2 decoder layers (t), the model has 3"),
-    ("layout-letters", [*PP2, 'parallel.pp_layout="Ett|ttxL"'], "has the unknown character(s) x"),
+    ("layout-letters", [*PP2, 'parallel.pp_layout="Ett|txL"'], "has the unknown character(s) x"),
     ("world-size", ["parallel.world_size=3"], "has 1 node(s) x 2 process(es) = 2"),
     ("missing-file", ["data.corpora.0.source=w/none.txt"], "'w/none.txt': no such file"),
     ("empty-file", ["data.corpora.0.source=w/empty.txt"], "'w/empty.txt': this file is empty"),

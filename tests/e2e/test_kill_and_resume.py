@@ -50,7 +50,9 @@ def kill_after(root: Path, step: str, lines: int, *extra: str) -> None:
     while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
         assert process.poll() is None and time.monotonic() < deadline, "the stage ended before it could be killed"
         time.sleep(0.02)
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
     for pid in (process.pid, *map(int, workers)):
         os.kill(pid, signal.SIGKILL)
     process.wait()

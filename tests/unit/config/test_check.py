@@ -1,13 +1,17 @@
 """One test per rule: what is reported, at which key, and that the neighbouring good value passes."""
 
+from dataclasses import replace
+
 import pytest
 
 from r1train.config.check_data import RULES as DATA_RULES
 from r1train.config.check_layout import RULES as LAYOUT_RULES
 from r1train.config.check_model import RULES as MODEL_RULES
 from r1train.config.check_rl import RULES as RL_RULES
+from r1train.config.check_rl import rollout_serves_a_step
 from r1train.config.check_train import RULES as TRAIN_RULES
 from r1train.config.layout import parse_layout
+from r1train.config.load import load_config
 
 PRETRAIN = ("stage=pretrain",)
 GRPO = ("stage=grpo", "stage.init_from=x")
@@ -73,12 +77,12 @@ CASES = [
         "cuts across the 2 expert groups",
     ),
     ("even_split_needs_divisible_layers", PRETRAIN, [*PP2, "model.num_layers=5"], "parallel.pp", "5 layers cannot"),
-    ("layout_can_be_read", PRETRAIN, [*PP2, "parallel.pp_layout=Ettx|ttmL"], "parallel.pp_layout", "character(s) x"),
-    ("layout_starts_and_ends", PRETRAIN, [*PP2, 'parallel.pp_layout="tt|ttmL"'], "parallel.pp_layout", "one E"),
+    ("layout_can_be_read", PRETRAIN, [*PP2, "parallel.pp_layout=Ettx|tmL"], "parallel.pp_layout", "character(s) x"),
+    ("layout_starts_and_ends", PRETRAIN, [*PP2, 'parallel.pp_layout="tt|tmL"'], "parallel.pp_layout", "one E"),
     ("layout_has_every_layer", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|tmL"'], "parallel.pp_layout", "has 2 decoder"),
-    ("layout_has_every_mtp_block", PRETRAIN, [*PP2, 'parallel.pp_layout="Ett|ttL"'], "parallel.pp_layout", "has 0 MTP"),
-    ("layout_has_mtp_last", PRETRAIN, [*PP2, 'parallel.pp_layout="Ett|tmtL"'], "parallel.pp_layout", "after the last"),
-    ("layout_has_pp_stages", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|tt|tmL"'], "parallel.pp_layout", "has 3 stages"),
+    ("layout_has_every_mtp_block", PRETRAIN, [*PP2, 'parallel.pp_layout="Ett|tL"'], "parallel.pp_layout", "has 0 MTP"),
+    ("layout_has_mtp_last", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|tmtL"'], "parallel.pp_layout", "after the last"),
+    ("layout_has_pp_stages", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|t|tmL"'], "parallel.pp_layout", "has 3 stages"),
     ("device_can_run_it", PRETRAIN, ["optim.precision=fp8_blockwise"], "optim.precision", "FP8 needs a GPU"),
     ("sequence_fits_positions", PRETRAIN, ["stage.seq_length=513"], "stage.seq_length", "longer than the 512"),
     ("sequence_divides_over_ranks", PRETRAIN, ["parallel.cp=2", "stage.seq_length=258"], "stage.seq_length", "4 parts"),
@@ -116,13 +120,6 @@ CASES = [
         "all 0",
     ),
     ("worked_corpus_has_examples", PRETRAIN, ["data.worked_examples=0"], "data.worked_examples", "would be empty"),
-    (
-        "rollout_serves_a_step",
-        GRPO,
-        ["stage.minibatches_per_step=0"],
-        "stage.minibatches_per_step",
-        "at least one optimizer step",
-    ),
     (
         "checkpoints_fall_between_rollouts",
         GRPO,
@@ -176,7 +173,19 @@ def test_the_base_of_every_case_is_good(problems, stage):
 
 def test_every_rule_has_a_case():
     rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *TRAIN_RULES, *DATA_RULES, *RL_RULES)}
-    assert rules == {case[0] for case in CASES}
+    assert rules == {case[0] for case in CASES} | {"rollout_serves_a_step"}  # its test is the next one
+
+
+def test_rollout_serves_a_step(problems):
+    """Called by itself: from the command line the check of sizes reports the 0 first, and then the rules do not run."""
+    key = "stage.minibatches_per_step"
+    cfg = load_config(["experiment=tiny", *GRPO], check_files=False)
+    assert rollout_serves_a_step(cfg) == []
+    (found,) = rollout_serves_a_step(replace(cfg, stage=replace(cfg.stage, minibatches_per_step=0)))
+    assert found.key == key
+    assert "at least one optimizer step" in found.what
+    assert found.fix
+    assert problems(*GRPO, f"{key}=0")[key].what == "below 1"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +233,7 @@ def test_good_layouts_pass(problems, layout):
 
 
 def test_loss_must_be_in_the_last_stage(problems):
-    assert "one L (loss)" in problems(*PRETRAIN, *PP2, 'parallel.pp_layout="Ett|ttmL||"')["parallel.pp_layout"].what
+    assert "one L (loss)" in problems(*PRETRAIN, *PP2, 'parallel.pp_layout="Ett|tmL||"')["parallel.pp_layout"].what
 
 
 def test_parse_layout_unrolls_as_megatron_does():
