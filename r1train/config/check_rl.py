@@ -4,16 +4,6 @@ from r1train.config.schema import EvaluateStage, GrpoStage, RejectStage, RunConf
 from r1train.errors import Problem
 
 
-def rollout_serves_a_step(cfg: RunConfig) -> list[Problem]:
-    stage = cfg.stage
-    if not isinstance(stage, GrpoStage):
-        return []
-    if stage.minibatches_per_step >= 1:
-        return []
-    what = "a rollout serves at least one optimizer step"
-    return [Problem("stage.minibatches_per_step", stage.minibatches_per_step, what, "1 or more (R1: 16)")]
-
-
 def checkpoints_fall_between_rollouts(cfg: RunConfig) -> list[Problem]:
     """A step is one policy update; a rollout serves minibatches_per_step of them and is not kept in checkpoints."""
     stage = cfg.stage
@@ -129,7 +119,6 @@ def reward_weights_count(cfg: RunConfig) -> list[Problem]:
 RULES = (
     checkpoints_fall_between_rollouts,
     generation_without_tensor_parallelism,
-    rollout_serves_a_step,
     group_has_two_samples,
     keeps_no_more_than_sampled,
     clip_and_kl_not_negative,

@@ -168,8 +168,17 @@ def _with_per_stage(cfg: DictConfig, parsed: ParsedOverrides) -> DictConfig:
         raise ConfigError(problems)
     for name in dict.fromkeys((kind, step)):
         if name in per_stage:
-            cfg = cast(DictConfig, OmegaConf.merge(cfg, per_stage[name]))
+            cfg = _merged(cfg, name, per_stage[name])
     return cfg
+
+
+def _merged(cfg: DictConfig, name: str, changes: DictConfig) -> DictConfig:
+    """cfg with one part of per_stage on top. Lists are replaced, so an index into one cannot be merged."""
+    try:
+        return cast(DictConfig, OmegaConf.merge(cfg, changes))
+    except OmegaConfBaseException as error:
+        what = f"cannot be merged: {str(error).splitlines()[0]}"
+        raise ConfigError([Problem(f"{PER_STAGE}.{name}", None, what, "give a list as a whole: key=[...]")]) from error
 
 
 def _set(cfg: DictConfig, key: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """One test per rule: what is reported, at which key, and that the neighbouring good value passes."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -8,10 +7,8 @@ from r1train.config.check_data import RULES as DATA_RULES
 from r1train.config.check_layout import RULES as LAYOUT_RULES
 from r1train.config.check_model import RULES as MODEL_RULES
 from r1train.config.check_rl import RULES as RL_RULES
-from r1train.config.check_rl import rollout_serves_a_step
 from r1train.config.check_train import RULES as TRAIN_RULES
 from r1train.config.layout import parse_layout
-from r1train.config.load import load_config
 
 PRETRAIN = ("stage=pretrain",)
 GRPO = ("stage=grpo", "stage.init_from=x")
@@ -173,19 +170,7 @@ def test_the_base_of_every_case_is_good(problems, stage):
 
 def test_every_rule_has_a_case():
     rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *TRAIN_RULES, *DATA_RULES, *RL_RULES)}
-    assert rules == {case[0] for case in CASES} | {"rollout_serves_a_step"}  # its test is the next one
-
-
-def test_rollout_serves_a_step(problems):
-    """Called by itself: from the command line the check of sizes reports the 0 first, and then the rules do not run."""
-    key = "stage.minibatches_per_step"
-    cfg = load_config(["experiment=tiny", *GRPO], check_files=False)
-    assert rollout_serves_a_step(cfg) == []
-    (found,) = rollout_serves_a_step(replace(cfg, stage=replace(cfg.stage, minibatches_per_step=0)))
-    assert found.key == key
-    assert "at least one optimizer step" in found.what
-    assert found.fix
-    assert problems(*GRPO, f"{key}=0")[key].what == "below 1"
+    assert rules == {case[0] for case in CASES}
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,9 @@ def test_dump_resolved_writes_values_and_versions(tmp_path):
     versions = json.loads((cfg.run_dir / "versions.json").read_text())
     assert versions["packages"]["megatron-core"].startswith("0.19")
     assert versions["git_commit"] is None or len(versions["git_commit"]) == 40
+
+
+def test_an_index_into_a_list_of_per_stage_is_explained():
+    override = "per_stage.pretrain.lr.learning_rate.segments.0.to=8e-3"
+    with pytest.raises(ConfigError, match="give a list as a whole"):
+        load_config(["experiment=tiny", "stage=pretrain", override], check_files=False)
