@@ -30,7 +30,7 @@ def test_root_and_name_move_everything_below_them():
 
 
 def test_per_stage_then_step_id_then_command_line():
-    start = ["experiment=tiny", "stage=sft", "stage.init_from=x"]
+    start = ["experiment=tiny", "stage=sft", "stage.init_from=x", "per_stage.sft.stage.steps=40"]
     assert load_config(start, check_files=False).stage.steps == 40
     by_id = [*start, "step=cold_start", "per_stage.cold_start.stage.steps=7"]
     assert load_config(by_id, check_files=False).stage.steps == 7
