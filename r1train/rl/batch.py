@@ -39,7 +39,7 @@ def train_samples(groups: list[Group], advantages: torch.Tensor) -> list[TrainSa
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """Micro-batches of this rank, and which sample each packed row holds (indices into the list that was packed)."""
+    """Micro-batches of this rank, and the counts over all ranks that their weights were made with."""
 
     batches: list[MicroBatch]
     counts: GlobalCounts

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist import pipeline
+from r1train.dist.comm import largest_count
 from r1train.model.decode import next_token_logits, rotary_angles, stage_forward
 from r1train.model.gpt import R1Model
 from r1train.model.latent_cache import LatentCache
@@ -50,7 +50,7 @@ class NativeEngine:
         per_batch = max(1, self._batch_size // params.samples_per_prompt)
         parts = [prompts[start : start + per_batch] for start in range(0, len(prompts), per_batch)]
         groups: list[Group] = []
-        for index in range(_busiest(len(parts))):
+        for index in range(largest_count(len(parts))):
             groups += self._generate_batch(parts[index] if index < len(parts) else [], params, policy_version)
         return groups
 
@@ -133,7 +133,7 @@ class NativeEngine:
             batch.logprobs[writing, step] = chosen[1][~done]
             batch.lengths[writing] = step + 1
             done = done | (chosen[0] == self._tokenizer.eos_id)
-            if step + 1 == params.max_response_tokens or _busiest(int((~done).sum())) == 0:
+            if step + 1 == params.max_response_tokens or largest_count(int((~done).sum())) == 0:
                 return
             tokens = chosen[0]
             if 2 * int((~done).sum()) <= len(done) and len(done) > 1:
@@ -179,12 +179,3 @@ class NativeEngine:
                 )
             )
         return Group(prompt=prompt, samples=tuple(samples))
-
-
-def _busiest(count: int) -> int:
-    """The largest count of any rank: what all of them have to keep up with."""
-    largest = torch.tensor(count, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(
-        largest, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_data_parallel_group()
-    )
-    return int(largest)

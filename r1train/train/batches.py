@@ -1,9 +1,9 @@
 """Data records -> the micro-batches of one optimizer step, the same number and shape on every data-parallel rank."""
 
 import torch
-from megatron.core import parallel_state
 
 from r1train.data.batch import PackedBatch, pack
+from r1train.dist.comm import largest_count
 from r1train.train.forward import MicroBatch
 
 
@@ -19,13 +19,9 @@ def dense_micro_batches(windows: torch.Tensor, micro_batch_size: int) -> list[Mi
 
 def packed_micro_batches(rows: list[PackedBatch], *, seq_length: int, pad_id: int) -> list[MicroBatch]:
     """One micro-batch per packed row; ranks with fewer rows than the fullest get rows of padding. Collective."""
-    fullest = torch.tensor(len(rows), device=torch.cuda.current_device())
-    torch.distributed.all_reduce(
-        fullest, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_data_parallel_group()
-    )
     names = sorted(rows[0].extras) if rows else []
     empty = pack([], seq_length=seq_length, pad_id=pad_id)
-    padding = [empty] * (int(fullest) - len(rows))
+    padding = [empty] * (largest_count(len(rows)) - len(rows))
     return [_micro_batch(row, names) for row in [*rows, *padding]]
 
 
