@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from r1train.dist.parent import end_with_parent
 from r1train.errors import ConfigError, Problem, R1TrainError
 
 USAGE = """usage: python -m r1train [mode=MODE] [experiment=NAME] [schedule=NAME | stage=NAME] [key=value] ...
@@ -31,6 +32,7 @@ MODES = ("run", "check", "steps", "plan", "doctor", "report")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code. A user's mistake ends with its message, without a traceback."""
+    end_with_parent()
     arguments = sys.argv[1:] if argv is None else argv
     if "-h" in arguments or "--help" in arguments:
         print(USAGE)

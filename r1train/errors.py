@@ -46,6 +46,10 @@ class EnvironmentProblem(R1TrainError):
     """A package, device or version that the run needs is not there."""
 
 
+class RunInUse(R1TrainError):
+    """Another live process writes into the same run folder."""
+
+
 class StageFailed(R1TrainError):
     """A stage of the schedule ended with an error; carries its last lines."""
 

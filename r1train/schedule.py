@@ -9,8 +9,10 @@ from collections import deque
 from pathlib import Path
 
 from r1train.config.schema import RunConfig
-from r1train.config.steps import check_schedule, plan_steps
+from r1train.config.steps import PlannedStep, check_schedule, plan_steps
+from r1train.dist.parent import child_environment
 from r1train.errors import StageFailed
+from r1train.log.lock import hold
 from r1train.log.memory import MemorySampler, save_peak
 from r1train.log.result import read_result
 from r1train.report.table import print_table
@@ -18,16 +20,28 @@ from r1train.report.table import print_table
 # Stages that are one process by nature: they prepare files and join no process group.
 SINGLE_PROCESS = ("prepare",)
 LAST_LINES = 30
+LOCK = "schedule.lock"
+# The lock of an orchestrator that was killed is free at once; one that is busy belongs to a live one.
+WAIT_S = 2.0
 
 
 def run_schedule(overrides: list[str]) -> None:
     """Every step of the schedule in turn, then the stage table. Running it again continues where it stopped.
 
-    Raises ConfigError, before anything is started, with the problems of all steps; StageFailed with the last lines.
+    Raises ConfigError, before anything is started, with the problems of all steps; RunInUse when the schedule is
+    running already; StageFailed with the last lines.
     """
     configs = check_schedule(overrides)
     planned = plan_steps(overrides)
     root = Path(configs[0].root)
+    if any(read_result(cfg.run_dir) is None for cfg in configs):
+        with hold(root / LOCK, wait_s=WAIT_S):
+            run_steps(root, planned, configs)
+    print_table(root, configs[0].schedule.steps)
+
+
+def run_steps(root: Path, planned: list[PlannedStep], configs: list[RunConfig]) -> None:
+    """Every step that has no result yet, in order, and the peak memory of all their processes."""
     sampler = MemorySampler()
     sampler.start()
     try:
@@ -38,10 +52,7 @@ def run_schedule(overrides: list[str]) -> None:
             print(f"{step.step.id}: {step.step.title}", flush=True)
             run_step(cfg, step.overrides)
     finally:
-        peak = sampler.stop()
-        if root.is_dir():
-            save_peak(root, peak)
-    print_table(root, configs[0].schedule.steps)
+        save_peak(root, sampler.stop())
 
 
 def run_step(cfg: RunConfig, overrides: list[str]) -> None:
@@ -85,11 +96,15 @@ def stage_command(cfg: RunConfig, overrides: list[str]) -> list[str]:
     module = ["-m", "r1train", *overrides]
     if cfg.stage.name in SINGLE_PROCESS:
         return [sys.executable, *module]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.parallel.world_size)]
+    launcher = ["-m", "r1train.dist.torchrun", "--standalone", "--nproc-per-node", str(cfg.parallel.world_size)]
     return [sys.executable, *launcher, *module]
 
 
 def stage_environment(cfg: RunConfig) -> dict[str, str]:
-    """Threads per process, and quiet third-party warnings: the stage's own lines are what a user reads."""
+    """Threads per process, and quiet third-party warnings: the stage's own lines are what a user reads.
+
+    The stage ends with this process, however that ends (dist/parent.py).
+    """
     threads = str(cfg.cluster.threads_per_process)
-    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    quiet = {"OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    return {**child_environment(), **quiet}

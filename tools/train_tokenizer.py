@@ -12,12 +12,15 @@ from r1train.errors import R1TrainError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", nargs="+", required=True, help=".txt or .jsonl files (.gz, .xz), or builtin:NAME")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help=".txt or .jsonl (plain, .gz, .xz, .zst), or builtin:NAME"
+    )
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets tokenizer.json")
+    parser.add_argument("--fim", action="store_true", help="with the tokens of fill-in-the-middle")
     args = parser.parse_args()
     try:
-        bpe = train_tokenizer(itertools.chain.from_iterable(map(documents, args.input)), args.vocab_size)
+        bpe = train_tokenizer(itertools.chain.from_iterable(map(documents, args.input)), args.vocab_size, fim=args.fim)
         save_tokenizer(bpe, args.out)
     except R1TrainError as error:
         print(error, file=sys.stderr)

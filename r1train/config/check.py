@@ -5,8 +5,20 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from r1train.config import check_data, check_files, check_layout, check_model, check_rl, check_schedule, check_train
+from r1train.config import (
+    check_data,
+    check_deepseek,
+    check_dense,
+    check_files,
+    check_layout,
+    check_model,
+    check_rl,
+    check_schedule,
+    check_switches,
+    check_train,
+)
 from r1train.config.schema import RunConfig
+from r1train.config.schema_model import ModelConfig
 from r1train.errors import Problem
 
 MAY_BE_ZERO = frozenset(
@@ -24,6 +36,7 @@ MAY_BE_ZERO = frozenset(
 RULES = (
     *check_model.RULES,
     *check_layout.RULES,
+    *check_switches.RULES,
     *check_train.RULES,
     *check_data.RULES,
     *check_rl.RULES,
@@ -39,10 +52,20 @@ def check(cfg: RunConfig, *, check_files: bool, made_later: tuple[Path, ...] = (
     """
     problems = sizes_are_positive(cfg) + numbers_are_finite(cfg)
     if not problems:
-        problems = [problem for rule in RULES for problem in rule(cfg)]
+        problems = [problem for rule in RULES for problem in rule(cfg)] + problems_of_the_shape(cfg)
     if check_files:
         problems += [problem for rule in FILE_RULES for problem in rule(cfg, made_later)]
     return problems
+
+
+def problems_of_the_shape(cfg: RunConfig) -> list[Problem]:
+    """What the rules of the model's own architecture find."""
+    model, parallel = cfg.model, cfg.parallel
+    if isinstance(model, ModelConfig):
+        problems = [problem for rule in check_deepseek.RULES for problem in rule(model)]
+        return problems + [problem for rule in check_deepseek.LAYOUT_RULES for problem in rule(model, parallel)]
+    problems = [problem for rule in check_dense.RULES for problem in rule(model)]
+    return problems + [problem for rule in check_dense.LAYOUT_RULES for problem in rule(model, parallel)]
 
 
 def sizes_are_positive(cfg: RunConfig) -> list[Problem]:

@@ -1,9 +1,10 @@
 """Rules about the data's composition (the files themselves: check_files.py)."""
 
+import itertools
 import math
 from collections import Counter
 
-from r1train.config.schema import RunConfig
+from r1train.config.schema import PretrainStage, RunConfig
 from r1train.errors import Problem
 
 
@@ -59,4 +60,54 @@ def worked_corpus_has_examples(cfg: RunConfig) -> list[Problem]:
     return [Problem("data.worked_examples", cfg.data.worked_examples, what, "above 0, or remove that corpus")]
 
 
-RULES = (names_are_unique, corpus_weights_count, task_styles_are_shares, task_has_problems, worked_corpus_has_examples)
+def heldout_fraction_is_a_share(cfg: RunConfig) -> list[Problem]:
+    share = cfg.data.heldout_fraction
+    if 0 <= share < 1:
+        return []
+    return [Problem("data.heldout_fraction", share, "outside [0, 1)", "e.g. 0.02; 0 holds nothing out")]
+
+
+def fim_rate_is_a_share(cfg: RunConfig) -> list[Problem]:
+    rate = cfg.data.fim_rate
+    return [] if 0 <= rate < 1 else [Problem("data.fim_rate", rate, "outside [0, 1)", "V3 uses 0.1; 0 cuts nothing")]
+
+
+def isolated_documents_come_one_by_one(cfg: RunConfig) -> list[Problem]:
+    """Rows of isolated documents have lengths of their own, so each is a micro-batch."""
+    if not isinstance(cfg.stage, PretrainStage) or not cfg.data.mask_across_documents:
+        return []
+    size = cfg.stage.micro_batch_size
+    what = "data.mask_across_documents takes one sequence at a time"
+    return [] if size == 1 else [Problem("stage.micro_batch_size", size, what, "1")]
+
+
+def batch_ramp_ends_at_the_batch(cfg: RunConfig) -> list[Problem]:
+    """The ramp only grows, from at least one micro-batch per rank to stage.batch_size."""
+    ramp = cfg.lr.batch_size
+    if ramp is None or not isinstance(cfg.stage, PretrainStage):
+        return []
+    key, problems = "lr.batch_size", []
+    sizes, ends = [ramp.start, *(part.to for part in ramp.segments)], [0.0, *(part.until for part in ramp.segments)]
+    if sizes[-1] != cfg.stage.batch_size:
+        what = f"ends at {sizes[-1]:g} sequences, but stage.batch_size is {cfg.stage.batch_size}"
+        problems.append(Problem(key, sizes, what, "make the two equal, or lr.batch_size=null"))
+    least = cfg.parallel.dp * cfg.stage.micro_batch_size
+    if sizes[0] < least:
+        what = f"starts below dp x micro_batch_size = {cfg.parallel.dp} x {cfg.stage.micro_batch_size} = {least}"
+        problems.append(Problem(f"{key}.start", sizes[0], what, f"at least {least}"))
+    if sizes != sorted(sizes) or any(later <= earlier for earlier, later in itertools.pairwise(ends)):
+        problems.append(Problem(f"{key}.segments", sizes, "not a growing ramp", "sort them by `until`, sizes growing"))
+    return problems
+
+
+RULES = (
+    names_are_unique,
+    corpus_weights_count,
+    task_styles_are_shares,
+    task_has_problems,
+    worked_corpus_has_examples,
+    heldout_fraction_is_a_share,
+    fim_rate_is_a_share,
+    isolated_documents_come_one_by_one,
+    batch_ramp_ends_at_the_batch,
+)

@@ -47,35 +47,13 @@ def vocabulary_divisible_by_tp(cfg: RunConfig) -> list[Problem]:
 
 
 def widths_divisible(cfg: RunConfig) -> list[Problem]:
-    """Feed-forward widths that tensor parallelism cuts."""
-    model, parallel = cfg.model, cfg.parallel
-    cuts = (
-        ("ffn_hidden_size", model.ffn_hidden_size, "tp", parallel.tp),
-        ("moe_ffn_hidden_size", model.moe_ffn_hidden_size, "etp", parallel.etp),
-        ("moe_ffn_hidden_size", model.moe_ffn_hidden_size, "tp", parallel.tp),
-        ("hidden_size", model.hidden_size, "tp", parallel.tp),
-    )
+    """Widths that tensor parallelism cuts."""
+    model, tp = cfg.model, cfg.parallel.tp
     return [
-        Problem(f"model.{name}", width, f"not divisible by parallel.{axis} = {size}", f"a multiple of {size}")
-        for name, width, axis, size in cuts
-        if width % size
+        Problem(f"model.{name}", width, f"not divisible by parallel.tp = {tp}", f"a multiple of {tp}")
+        for name, width in (("ffn_hidden_size", model.ffn_hidden_size), ("hidden_size", model.hidden_size))
+        if width % tp
     ]
-
-
-def experts_divisible_by_ep(cfg: RunConfig) -> list[Problem]:
-    if cfg.model.num_experts % cfg.parallel.ep == 0:
-        return []
-    what = f"does not divide the {cfg.model.num_experts} experts"
-    return [Problem("parallel.ep", cfg.parallel.ep, what, "choose a divisor of model.num_experts")]
-
-
-def groups_align_with_expert_ranks(cfg: RunConfig) -> list[Problem]:
-    """A group of experts stands for a node: whole groups per rank, or whole ranks per group (V3 section 2.1.2)."""
-    groups, ep = cfg.model.num_expert_groups, cfg.parallel.ep
-    if groups % ep == 0 or ep % groups == 0:
-        return []
-    what = f"cuts across the {groups} expert groups, so the node limit of routing would mean nothing"
-    return [Problem("parallel.ep", ep, what, "a multiple or a divisor of model.num_expert_groups")]
 
 
 def even_split_needs_divisible_layers(cfg: RunConfig) -> list[Problem]:
@@ -174,8 +152,6 @@ RULES = (
     heads_divisible_by_tp,
     vocabulary_divisible_by_tp,
     widths_divisible,
-    experts_divisible_by_ep,
-    groups_align_with_expert_ranks,
     even_split_needs_divisible_layers,
     layout_can_be_read,
     layout_starts_and_ends,

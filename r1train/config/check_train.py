@@ -1,6 +1,7 @@
 """Rules about the training stages: lengths, batches, optimizer and schedules."""
 
 from r1train.config.schema import GrpoStage, PretrainStage, RunConfig, SftStage
+from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_train import Piecewise
 from r1train.errors import Problem
 
@@ -13,7 +14,7 @@ def sequence_fits_positions(cfg: RunConfig) -> list[Problem]:
     Packed rows (SFT, GRPO) may be longer: positions start anew with every sample in them.
     """
     limit, model = cfg.model.max_position_embeddings, cfg.model
-    if model.yarn is not None:
+    if isinstance(model, ModelConfig) and model.yarn is not None:
         limit = min(limit, int(model.yarn.factor * model.yarn.original_max_positions))
     if not isinstance(cfg.stage, PretrainStage) or cfg.stage.seq_length <= limit:
         return []

@@ -5,7 +5,7 @@ Letters: E embedding, t decoder layer, m multi-token-prediction block, L output 
 
 import re
 
-from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_model import AnyModelConfig
 from r1train.config.schema_parallel import ParallelConfig
 
 LETTERS = "EtmL"
@@ -25,7 +25,27 @@ def parse_layout(text: str) -> tuple[str, ...]:
     return tuple(unrolled.split("|"))
 
 
-def stage_letters(model: ModelConfig, parallel: ParallelConfig) -> tuple[str, ...]:
+def virtual_stages(parallel: ParallelConfig) -> int:
+    """Model chunks per pipeline rank: the layout has pp times as many stages; 1 without interleaving.
+
+    Raises ValueError for a layout that cannot be read.
+    """
+    return 1 if parallel.pp_layout is None else len(parse_layout(parallel.pp_layout)) // parallel.pp
+
+
+def embedding_stages(parallel: ParallelConfig) -> tuple[int, ...]:
+    """pp_ranks that hold the input embedding: the first, and the one with MTP, which has a copy of it.
+
+    Without MTP in the layout the last one stands for MTP or a tied head, as megatron-core assumes.
+    """
+    copy = parallel.pp - 1
+    if parallel.pp_layout is not None and "m" in parallel.pp_layout:
+        stages = parse_layout(parallel.pp_layout)
+        copy = next(index for index, letters in enumerate(stages) if "m" in letters) % parallel.pp
+    return (0,) if copy == 0 else (0, copy)
+
+
+def stage_letters(model: AnyModelConfig, parallel: ParallelConfig) -> tuple[str, ...]:
     """Letters of every (virtual) pipeline stage; without a layout the decoder layers are split evenly.
 
     Stage i belongs to pp_rank i % pp, as in megatron-core. The config must have passed the checks.

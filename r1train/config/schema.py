@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_model import AnyModelConfig
 from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
-from r1train.config.schema_rl import EvalConfig, RewardConfig, RolloutConfig
+from r1train.config.schema_rl import EvalConfig, RewardConfig, RlConfig, RolloutConfig
 from r1train.config.schema_train import DataConfig, LrConfig, OptimConfig
 
 
@@ -55,8 +55,8 @@ class GrpoStage:
     """Group relative policy optimisation (DeepSeekMath section 4; R1 section 2.2).
 
     A step is one policy update on prompts_per_step * samples_per_prompt responses (R1: 32 * 16). One rollout samples
-    for minibatches_per_step steps at once (R1: 16, that is 8,192 responses) and is dealt out at random.
-    clip_low/clip_high: ratio kept within [1 - clip_low, 1 + clip_high]. seq_length: packed tokens of one micro-batch.
+    for minibatches_per_step steps at once (R1: 16, that is 8,192 responses) and is dealt out at random. The algorithm
+    is RunConfig.rl. seq_length: packed tokens of one micro-batch.
     reference_refresh_steps: steps after which the reference becomes the current policy (R1: 400).
     """
 
@@ -66,11 +66,6 @@ class GrpoStage:
     samples_per_prompt: int
     minibatches_per_step: int
     seq_length: int
-    clip_low: float
-    clip_high: float
-    kl_coef: float
-    advantage_std: Literal["population", "sample", "none"]
-    aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
     reference_refresh_steps: int
     save_every_steps: int
     keep_checkpoints: int
@@ -140,7 +135,7 @@ class RunConfig:
     step: str
     seed: int
     evaluate_after: bool
-    model: ModelConfig
+    model: AnyModelConfig
     parallel: ParallelConfig
     cluster: ClusterConfig
     data: DataConfig
@@ -148,6 +143,7 @@ class RunConfig:
     lr: LrConfig
     rollout: RolloutConfig
     reward: RewardConfig
+    rl: RlConfig
     eval: EvalConfig
     stage: StageConfig
     schedule: ScheduleConfig

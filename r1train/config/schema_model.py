@@ -1,7 +1,9 @@
-"""Shape of the model: what DeepSeek-V3's config.json says, in our words (DeepSeek-V3 report section 4.2)."""
+"""Shape of the model: what its config.json says, in our words. Two architectures, told apart by `architecture`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +20,13 @@ class YarnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A DeepSeek-V3-shaped decoder: MLA attention, dense first layers, DeepSeekMoE after them, MTP at the end.
+    """A DeepSeek-shaped decoder: MLA attention, dense first layers, DeepSeekMoE after them, MTP at the end.
 
-    q_lora_rank None means one plain query projection. moe_* and num_experts describe layers from num_dense_layers on.
+    DeepSeek-V3 report section 4.2; DeepSeek-V2-Lite and Moonlight are members too. q_lora_rank None means one plain
+    query projection. moe_* and num_experts describe layers from num_dense_layers on.
     """
 
+    architecture: Literal["deepseek"] = "deepseek"
     name: str
     vocab_size: int
     hidden_size: int
@@ -61,3 +65,58 @@ class ModelConfig:
     @property
     def num_moe_layers(self) -> int:
         return self.num_layers - self.num_dense_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3RopeConfig:
+    """Context extension of Llama 3.1: frequencies below a band are divided by factor, above it they stay.
+
+    The band lies between original_max_positions / low_freq_factor and / high_freq_factor positions per turn.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseModelConfig:
+    """A Llama- or Qwen2-shaped decoder, the students of distillation (R1 report section 2.4): GQA and SwiGLU.
+
+    qkv_bias: biases on query, key and value (Qwen2), nowhere else. tie_embeddings: the head is the embedding.
+    """
+
+    architecture: Literal["dense"] = "dense"
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    qkv_bias: bool
+    tie_embeddings: bool
+    rope_base: float
+    rope_scaling: Llama3RopeConfig | None
+    max_position_embeddings: int
+    rms_norm_eps: float
+    init_std: float
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Query/key width of one head, for code that asks every model."""
+        return self.head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def mtp_depth(self) -> int:
+        """No multi-token prediction."""
+        return 0
+
+
+AnyModelConfig = Annotated[ModelConfig | DenseModelConfig, Field(discriminator="architecture")]

@@ -9,6 +9,10 @@ class ParallelConfig:
     """Sizes of each axis. Data parallelism is what remains: world_size / (tp * pp * cp).
 
     pp_layout: megatron-core's layout string (E embedding, t layer, m MTP, L loss, | next stage); None splits evenly.
+    With pp x n stages every rank holds n chunks of the model and the schedule interleaves them (VPP).
+    dispatcher: flex is DeepEP's; where that cannot be imported, alltoall takes its place and a line says so.
+    overlap_*: gradient reduction, gathering of weights, expert all-to-all, each hidden behind computation.
+    delay_wgrad: with overlap_expert_all_to_all, weight gradients wait to fill its gaps.
     """
 
     world_size: int
@@ -21,6 +25,8 @@ class ParallelConfig:
     dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    overlap_expert_all_to_all: bool = False
+    delay_wgrad: bool = False
     recompute_modules: tuple[str, ...] = ()
 
     @property

@@ -1,7 +1,9 @@
-"""Generation, rewards and evaluation."""
+"""Generation, rewards, the RL algorithm and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from r1train.config.schema_reward import CodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,22 +20,105 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """Weights of the reward's parts (R1: accuracy and format equal; language consistency from RL stage 1 on)."""
+    """Weights of the reward's parts (R1: accuracy and format equal; language consistency from RL stage 1 on).
+
+    repetition: weight of the share of repeated n-grams (n = repetition_words), which is subtracted.
+    """
 
     name: str
     accuracy: float
     format: float
     language: float
+    repetition: float = 0.0
+    repetition_words: int = 20
     grader_timeout_s: float
     grader_processes: int
+    code: CodeConfig = field(default_factory=CodeConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionConfig:
+    """What is done about an engine whose probability mu differs from the trainer's pi_old; docs/rl.md has the formulas.
+
+    weight: of each token's policy loss, from rho = pi_old / mu. sequence_mask: leave out the policy loss of whole
+    sequences by their product ("ratio") or mean ("geometric") of rho. A rule that is named needs the bounds it reads.
+    off_policy_delta: leave out sequences with A < 0 and mean ln(mu / pi_theta) above it (DeepSeek-V3.2); null: none.
+    """
+
+    weight: Literal["none", "tis", "sequence-tis", "icepop"] = "none"
+    weight_low: float | None = None
+    weight_high: float | None = None
+    sequence_mask: Literal["none", "ratio", "geometric"] = "none"
+    mask_low: float | None = None
+    mask_high: float | None = None
+    off_policy_delta: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlongConfig:
+    """Responses near the token budget (DAPO section 3.4). mask: truncated ones are not trained on. penalty: the reward
+    falls from 0 to -1 over the last buffer_tokens of the budget.
+    """
+
+    rule: Literal["none", "mask", "penalty"] = "none"
+    buffer_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSamplingConfig:
+    """Which groups a rollout keeps (DAPO section 3.2). all: as they come. mixed: those whose rewards differ, asking for
+    more prompts until it is full: oversample times what is missing per try, at most max_tries tries.
+    """
+
+    keep: Literal["all", "mixed"] = "all"
+    oversample: float = 1.0
+    max_tries: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopIf:
+    """Hard stops: <gauge>_above / <gauge>_below, null where there is none. The gauges are those of metrics.jsonl."""
+
+    logprob_gap_mean_above: float | None = None
+    logprob_gap_max_above: float | None = None
+    logprob_gap_k3_above: float | None = None
+    truncated_share_above: float | None = None
+    entropy_below: float | None = None
+    kl_above: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig:
+    """The algorithm: advantage, policy loss, KL, aggregation, and the guards around them. docs/rl.md has the formulas.
+
+    policy_loss: clip (GRPO, Dr. GRPO, DAPO), gspo, gspo-token, cispo. clip_low/clip_high: the ratio is kept within
+    [1 - clip_low, 1 + clip_high]. kl_estimator: of KL(policy, reference) at each token, inside the loss.
+    """
+
+    name: str
+    policy_loss: Literal["clip", "gspo", "gspo-token", "cispo"]
+    clip_low: float
+    clip_high: float
+    kl_coef: float
+    kl_estimator: Literal["k1", "k2", "k3", "unbiased"]
+    advantage_std: Literal["population", "sample", "none"]
+    aggregation: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    stop_if: StopIf = field(default_factory=StopIf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation after a stage: pass@1 as the mean over samples_per_problem of each held-out problem."""
+    """Evaluation after a stage: pass@1 as the mean over samples_per_problem of each held-out problem.
+
+    temperature 0: greedy. perplexity_tokens: at most so many held-out tokens of each corpus after pre-training.
+    """
 
     problems_per_task: int
     samples_per_problem: int
     temperature: float
     top_p: float
     max_response_tokens: int
+    perplexity_tokens: int = 32_768

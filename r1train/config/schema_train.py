@@ -27,17 +27,25 @@ class Piecewise:
 
 @dataclass(frozen=True, kw_only=True)
 class LrConfig:
-    """Everything that changes while training, each a pure function of progress (V3 report section 4.2)."""
+    """Everything that changes while training, each a pure function of progress (V3 report section 4.2).
+
+    batch_size: sequences per step of the pretrain stage, growing to stage.batch_size; null: that many from the start.
+    """
 
     name: str
     learning_rate: Piecewise
     mtp_weight: Piecewise
     bias_rate: Piecewise
+    batch_size: Piecewise | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and precision. moments/master dtypes apply to bf16 and fp8 runs; fp32 runs keep everything in fp32."""
+    """AdamW and precision. moments/master dtypes apply to bf16 and fp8 runs; fp32 runs keep everything in fp32.
+
+    cpu_offload_fraction: share of the optimizer's state that lives, and is updated, in host memory (0 none, 1 all).
+    ema_decay: per step, of an average of the weights in host memory that checkpoints keep; null: no average.
+    """
 
     name: str
     beta1: float
@@ -48,6 +56,8 @@ class OptimConfig:
     precision: Literal["fp32", "bf16", "fp8_blockwise", "fp8_tensorwise"]
     moments_dtype: Literal["fp32", "bf16"] = "fp32"
     distributed: bool = True
+    cpu_offload_fraction: float = 0.0
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,13 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What the prepare stage builds and later stages read; everything lies below `dir`."""
+    """What the prepare stage builds and later stages read; everything lies below `dir`.
+
+    fim_rate: share of the documents cut for fill-in-the-middle when they are tokenised (V3: 0.1).
+    mask_across_documents: attention and loss of pre-training stay within documents (V3: they do not).
+    loader: what reads ahead and copies to the GPU; both give the same batches.
+    heldout_fraction: share of every corpus's documents that is kept from training, for perplexity (data/split.py).
+    """
 
     name: str
     dir: str
@@ -86,3 +102,7 @@ class DataConfig:
     tasks: tuple[TaskConfig, ...]
     worked_examples: int
     seed: int
+    heldout_fraction: float = 0.0
+    fim_rate: float = 0.0
+    mask_across_documents: bool = False
+    loader: Literal["torch", "dali"] = "torch"

@@ -92,13 +92,18 @@ def _problem(items: list[typing.Any], path: Path, tree: dict, schema: type) -> P
         return _unknown_key(path, value, tree, schema)
     if kind == "literal_error":
         return Problem(key, value, "not one of the allowed values", f"write {item['ctx']['expected']}")
-    if kind == "union_tag_invalid":
-        expected = item["ctx"]["expected_tags"]
-        return Problem(f"{key}.name", value.get("name"), "not a known kind", f"write one of {expected}")
-    if kind == "union_tag_not_found":
-        return Problem(f"{key}.name", None, "required, but nothing states it", f"choose an option: {key}=...")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_tag(key, value, item["ctx"])
     expected = " or ".join(dict.fromkeys(EXPECTED.get(item["type"], item["msg"]) for item in items))
     return Problem(key, value, f"wrong type: {_type_name(value)} where {expected} belongs", f"write {expected}")
+
+
+def _unknown_tag(key: str, value: dict, context: dict) -> Problem:
+    """A tagged union's member cannot be told: the tag is missing or names none of them."""
+    tag = context["discriminator"].strip("'")
+    if tag not in value:
+        return Problem(f"{key}.{tag}", None, "required, but nothing states it", f"choose an option: {key}=...")
+    return Problem(f"{key}.{tag}", value[tag], "not a known kind", f"write one of {context['expected_tags']}")
 
 
 def _value_at(tree: object, path: Path) -> typing.Any:
@@ -141,9 +146,15 @@ def known_keys(schema: type, path: Path, tree: dict) -> list[str]:
 
 
 def _member(kind: typing.Any, node: typing.Any) -> typing.Any:
-    """The dataclass within `X | None`, or the tagged union's member of the node's `name`; else the kind itself."""
+    """The dataclass within `X | None`, or the tagged union's member that the node's tag names; else the kind itself."""
     classes = [member for member in typing.get_args(kind) if dataclasses.is_dataclass(member)]
     if not classes or typing.get_origin(kind) is tuple:
         return kind
-    tags = {member: typing.get_args(typing.get_type_hints(member).get("name")) for member in classes}
-    return next((member for member in classes if node.get("name") in tags[member]), classes[0])
+    return next((member for member in classes if _tag(member) in node.items()), classes[0])
+
+
+def _tag(member: typing.Any) -> tuple[str, str] | None:
+    """(field, value) that marks a member of a tagged union: its first field, where that has one allowed value."""
+    name, kind = next(iter(typing.get_type_hints(member).items()))
+    values = typing.get_args(kind)
+    return (name, values[0]) if typing.get_origin(kind) is typing.Literal and len(values) == 1 else None

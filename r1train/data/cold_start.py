@@ -1,9 +1,9 @@
 """Cold-start examples of mixed quality, and worked examples as pre-training text.
 
 Every cold-start answer is right; what differs is the thinking before it:
-    steps   every operation written out             <think>4+7=11 11-3=8</think><answer>8</answer>
-    check   steps, then the last one looked at again  <think>4+7=11 11-3=8 Check: 11-3=8 yes.</think><answer>8</answer>
-    direct  no work at all                          <think>I see it.</think><answer>8</answer>
+    steps   every operation written out               <think>4+7=+11 +11-3=+08</think><answer>8</answer>
+    check   steps, then the last one looked at again  <think>4+7=+11 +11-3=+08 Check: +11-3=+08 yes.</think>...
+    direct  no work at all                            <think>I see it.</think><answer>8</answer>
 The mixture is on purpose. A small model whose base has learnt the steps is right more often with `steps` than with
 `direct`, because each written step is a small fact while the whole sum is not. After the cold start the policy thinks
 in the shares of the data (TaskConfig.styles), so RL has something real to find: accuracy and response length rise
@@ -88,5 +88,5 @@ def apportion(shares: list[float], total: int) -> list[int]:
 
 
 def worked_text(problem: Problem) -> str:
-    """One worked solution as plain text: "4+7-3= : 4+7=11 11-3=8 so 8"."""
+    """One worked solution as plain text: "4+7-3= : 4+7=+11 +11-3=+08 so 8"."""
     return f"{problem.question} : {_steps(problem)} so {problem.answer}"

@@ -1,16 +1,20 @@
-"""Documents -> token ids in megatron-core's .bin/.idx files."""
+"""Documents -> token ids in megatron-core's .bin/.idx files, with a .json beside them that says what made them."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
+from r1train.data.encode import encode_documents
+from r1train.data.fim import FimRule
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
 
+ENDINGS = (".bin", ".idx", ".json")
 _BATCH_DOCUMENTS = 1024
 
 
@@ -22,38 +26,66 @@ class CorpusSize:
     tokens: int
 
 
-def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path) -> CorpusSize:
-    """Tokenise `texts` into prefix.bin and prefix.idx, every document ending with the end-of-sequence token.
+def beside(prefix: Path, ending: str) -> Path:
+    """prefix + ending, also where the prefix's name holds a dot."""
+    return prefix.with_name(prefix.name + ending)
 
-    Both files are written under temporary names and renamed at the end. Raises DataError when there is no document,
-    and what `texts` raises; then neither file is there.
-    """
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    targets = [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
-    partial = [path.with_name(path.name + ".tmp") for path in targets]
-    builder = IndexedDatasetBuilder(str(partial[0]), dtype=DType.optimal_dtype(tokenizer.vocab_size))
-    try:
-        size = _add_documents(builder, texts, tokenizer)
-        if size.documents == 0:
-            raise DataError(f"{prefix}: the corpus has no documents. Fix: give a source with text")
-        builder.finalize(str(partial[1]))
-        for source, target in zip(partial, targets, strict=True):
-            os.replace(source, target)
-    finally:
-        builder.data_file.close()
-        for path in partial:
+
+class CorpusWriter:
+    """Writes one corpus under temporary names; finish() renames, leaving without it removes them."""
+
+    def __init__(self, prefix: Path, tokenizer: Tokenizer):
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._prefix = prefix
+        self._tokenizer = tokenizer
+        self._partial = [beside(prefix, ending + ".tmp") for ending in ENDINGS]
+        self._builder = IndexedDatasetBuilder(str(self._partial[0]), dtype=DType.optimal_dtype(tokenizer.vocab_size))
+        self._documents = self._tokens = 0
+
+    def add(self, document: np.ndarray) -> None:
+        """document: token ids with the final <|eos|>."""
+        self._builder.add_document(document, [len(document)])
+        self._documents, self._tokens = self._documents + 1, self._tokens + len(document)
+
+    def append(self, prefix: Path, size: CorpusSize) -> None:
+        """Another finished corpus of the same tokenizer, behind what is there."""
+        self._builder.add_index(str(prefix))
+        self._documents, self._tokens = self._documents + size.documents, self._tokens + size.tokens
+
+    @property
+    def size(self) -> CorpusSize:
+        return CorpusSize(documents=self._documents, tokens=self._tokens)
+
+    def finish(self) -> CorpusSize:
+        self._builder.finalize(str(self._partial[1]))
+        made_by = {"tokenizer": self._tokenizer.content_hash, "vocab_size": self._tokenizer.vocab_size}
+        self._partial[2].write_text(json.dumps({**made_by, **asdict(self.size)}) + "\n", encoding="utf-8")
+        for source, ending in zip(self._partial, ENDINGS, strict=True):
+            os.replace(source, beside(self._prefix, ending))
+        return self.size
+
+    def __enter__(self) -> "CorpusWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._builder.data_file.close()
+        for path in self._partial:
             path.unlink(missing_ok=True)
-    return size
 
 
-def _add_documents(builder: IndexedDatasetBuilder, texts: Iterable[str], tokenizer: Tokenizer) -> CorpusSize:
-    count, tokens = 0, 0
-    for batch in _batches(texts):
-        for ids in tokenizer.encode_many(batch):
-            document = np.array([*ids, tokenizer.eos_id])
-            builder.add_document(document, [len(document)])
-            count, tokens = count + 1, tokens + len(document)
-    return CorpusSize(documents=count, tokens=tokens)
+def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, fim: FimRule | None = None) -> CorpusSize:
+    """Tokenise `texts` into prefix.bin, .idx and .json, every document ending with the end-of-sequence token.
+
+    All files are written under temporary names and renamed at the end. Raises DataError when there is no document,
+    and what `texts` raises; then none of them is there.
+    """
+    with CorpusWriter(prefix, tokenizer) as writer:
+        for batch in _batches(texts):
+            for document in encode_documents(batch, tokenizer, fim):
+                writer.add(document)
+        if writer.size.documents == 0:
+            raise DataError(f"{prefix}: the corpus has no documents. Fix: give a source with text")
+        return writer.finish()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

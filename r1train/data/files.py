@@ -1,18 +1,38 @@
-"""Plain, gzip and xz text files: reading with clear errors, writing atomically."""
+"""Plain, gzip, xz and zstd text files: reading with clear errors, writing atomically."""
 
 import gzip
+import importlib
+import io
 import json
 import lzma
 import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from types import ModuleType
+from typing import IO, cast
 
-from r1train.errors import DataError
+from r1train.errors import DataError, EnvironmentProblem
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+
+def _open_zstd(path: Path, mode: str) -> IO[bytes]:
+    """A zstd file through pyarrow, which is heavy and optional, so it is imported where it is needed."""
+    assert mode == "rb"
+    return cast(IO[bytes], optional_pyarrow("pyarrow", path).CompressedInputStream(str(path), "zstd"))
+
+
+def optional_pyarrow(module: str, path: Path) -> ModuleType:
+    """pyarrow, or a module of it; EnvironmentProblem where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        what = f"{path}: reading {path.suffix} files needs pyarrow, which is not installed"
+        raise EnvironmentProblem(f"{what}. Fix: pip install 'r1train[data]', or convert it to .jsonl.gz") from None
+
+
+_OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
 _NAMED_PROBLEMS = 5
 
 
@@ -21,22 +41,30 @@ def bare_suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in _OPENERS else path.suffix
 
 
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file. Raises DataError when it is missing or cannot be read or decompressed."""
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Fix: write the path of an existing file") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}). Fix: check its permissions and that it is complete"
+        ) from None
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file with their ends, decompressed by suffix.
 
     Raises DataError when the file is missing, cannot be decompressed or is not UTF-8.
     """
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="\n") as file:
-            yield from file
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Fix: write the path of an existing file") from None
+        with open_bytes(path) as file:
+            yield from io.TextIOWrapper(file, encoding="utf-8", newline="\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}). Fix: convert it to UTF-8") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}). Fix: check its permissions and that it is complete"
-        ) from None
 
 
 def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict]:

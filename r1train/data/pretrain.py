@@ -1,38 +1,45 @@
 """Pre-training samples: windows of blended corpora, sample i a pure function of (seed, i).
 
-Blend: a fixed cycle of _CYCLE samples names the corpus of each sample, spread evenly by weight. Within a corpus an
-epoch cuts the concatenated documents, as a ring with a random start, into windows of seq_length + 1 tokens (neighbours
-share one token) and visits them in random order; every token is a target once, but for the remainder that fills no
-window. Attention crosses documents (V3 report section 4.1).
+data/blend.py names the corpus of each sample. Within a corpus an epoch cuts the concatenated documents, as a ring with
+a random start, into windows of seq_length + 1 tokens (neighbours share one token) and visits them in random order; each
+token is a target once, but for the remainder that fills no window. Attention crosses documents (V3 report section 4.1)
+unless data.mask_across_documents is set.
 megatron-core's GPTDataset is not used: it needs the number of samples beforehand and writes index caches.
 """
 
-from dataclasses import dataclass
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from r1train.data.blend import blend
+from r1train.data.corpus import beside
 from r1train.data.order import epoch_order, generator
 from r1train.errors import DataError
 
-_CYCLE = 1000
+_INDEX_HEADER = b"MMIDIDX\x00\x00"
 
 
 class TokenRing:
     """The tokens of one corpus, documents one after the other, last joined to first."""
 
     def __init__(self, prefix: Path):
-        """Raises DataError when prefix.bin or prefix.idx is missing or holds nothing."""
-        for suffix in (".bin", ".idx"):
-            path = prefix.with_name(prefix.name + suffix)
+        """Raises DataError when prefix.bin or prefix.idx is missing, holds nothing, or does not fit the other."""
+        fix = "Fix: run the prepare stage, or tools/tokenize_corpus.py"
+        data, index = beside(prefix, ".bin"), beside(prefix, ".idx")
+        for path in (data, index):
             if not path.is_file() or path.stat().st_size == 0:
-                raise DataError(f"{path}: missing or empty. Fix: run the prepare stage, or tools/tokenize_corpus.py")
+                raise DataError(f"{path}: missing or empty. {fix}")
         self.name = prefix.name
-        self._data = IndexedDataset(str(prefix))
+        self._data = _opened(prefix, fix)
         self.num_documents = len(self._data)
         self.num_tokens = int(self._data.sequence_lengths.sum())
+        expected, found = self.num_tokens * np.dtype(self._data.index.dtype).itemsize, data.stat().st_size
+        if found != expected:
+            what = f"{found} bytes, but {index.name} describes {expected}; truncated, or of another corpus"
+            raise DataError(f"{data}: {what}. {fix}")
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens, int64, from position `start` on, around the ring."""
@@ -47,26 +54,17 @@ class TokenRing:
         return np.concatenate(pieces).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Blend:
-    """Which corpus each sample of a cycle takes, and how many samples that corpus gave before in the cycle."""
-
-    corpus: np.ndarray
-    before: np.ndarray
-    per_cycle: np.ndarray
-
-
-def blend(weights: list[float]) -> Blend:
-    """Spread corpora over a cycle so that after every sample each is within one sample of its share."""
-    shares = np.array(weights, dtype=np.float64) / sum(weights)
-    corpus = np.zeros(_CYCLE, dtype=np.int64)
-    before = np.zeros(_CYCLE, dtype=np.int64)
-    given = np.zeros(len(weights), dtype=np.int64)
-    for position in range(_CYCLE):
-        chosen = int(np.argmax(shares * (position + 1) - given))
-        corpus[position], before[position] = chosen, given[chosen]
-        given[chosen] += 1
-    return Blend(corpus=corpus, before=before, per_cycle=given)
+def _opened(prefix: Path, fix: str) -> IndexedDataset:
+    """megatron-core's reader; DataError for an index that it cannot read."""
+    index = beside(prefix, ".idx")
+    with open(index, "rb") as file:
+        is_index = file.read(len(_INDEX_HEADER)) == _INDEX_HEADER
+    try:
+        if is_index:
+            return IndexedDataset(str(prefix))
+    except (AssertionError, KeyError, ValueError, struct.error):
+        pass
+    raise DataError(f"{index}: not an index of megatron-core, or truncated. {fix}")
 
 
 class PretrainSource:
@@ -93,9 +91,7 @@ class PretrainSource:
 
     def sample(self, index: int) -> np.ndarray:
         """Sample `index` (0, 1, ... without end): int64 [S + 1]."""
-        cycle, place = divmod(index, _CYCLE)
-        corpus = int(self._blend.corpus[place])
-        nth = cycle * int(self._blend.per_cycle[corpus]) + int(self._blend.before[place])
+        corpus, nth = self._blend.at(index)
         ring = self._rings[corpus]
         windows = ring.num_tokens // self.seq_length
         epoch, place = divmod(nth, windows)

@@ -27,15 +27,21 @@ def has_worked_solutions(task: str) -> bool:
 
 
 def _chain_sum(metadata: dict) -> list[str]:
-    """Running totals: 4 + 7 - 3 -> 4+7=11, 11-3=8."""
+    """Running totals: 4 + 7 - 3 -> 4+7=+11, +11-3=+08.
+
+    Totals carry a sign and one digit more than the longest term, so that the term a step needs always stands the same
+    number of tokens back. A model of 1 M parameters learns to copy over a fixed distance early in pre-training; with
+    totals of changing width that ability came suddenly, late, or with some seeds not at all (docs/tiny.md).
+    """
     first, *rest = metadata["expression"].split()
-    total, steps = int(first), []
+    width = 2 + max(len(term.lstrip("-")) for term in (first, *rest))
+    total, steps, shown_total = int(first), [], first
     for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        after = total + int(term) if operator == "+" else total - int(term)
-        # A negative term keeps its sign in brackets: 4-(-7)=11.
+        total = total + int(term) if operator == "+" else total - int(term)
+        # A negative term keeps its sign in brackets: 4-(-7)=+11.
         shown = f"({term})" if term.startswith("-") else term
-        steps.append(f"{total}{operator}{shown}={after}")
-        total = after
+        steps.append(f"{shown_total}{operator}{shown}={total:+0{width}d}")
+        shown_total = f"{total:+0{width}d}"
     return steps or [f"{total}={total}"]
 
 

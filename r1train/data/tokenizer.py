@@ -1,9 +1,11 @@
 """Byte-level BPE: training it, and the thin class that the rest of the program encodes and decodes with.
 
 Every byte is in the alphabet, so any text survives a round trip. Digits are always single tokens: numbers then have one
-spelling, and arithmetic is learnt digit by digit. The special tokens come first, ids 0 to 8.
+spelling, and arithmetic is learnt digit by digit. The special tokens come first, ids 0 to 8; those of FIM, where the
+data ask for it, follow with ids 9 to 11.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -25,19 +27,20 @@ SPECIAL_TOKENS = (
     "<answer>",
     "</answer>",
 )
+FIM_TOKENS = ("<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>")
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Train on `texts`; the same texts give the same tokenizer.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fim: bool = False) -> tokenizers.Tokenizer:
+    """Train on `texts`; the same texts give the same tokenizer. fim: with the three tokens of data/fim.py.
 
     Raises DataError when vocab_size cannot hold the bytes and special tokens, or the texts have too few merges for it.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(
-            f"vocabulary of {vocab_size}: too small. Fix: at least {MIN_VOCAB_SIZE} (256 bytes and special tokens)"
-        )
+    special_tokens = SPECIAL_TOKENS + FIM_TOKENS if fim else SPECIAL_TOKENS
+    least = len(special_tokens) + 256
+    if vocab_size < least:
+        raise DataError(f"vocabulary of {vocab_size}: too small. Fix: at least {least} (256 bytes and special tokens)")
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -45,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -67,7 +70,10 @@ def save_tokenizer(bpe: tokenizers.Tokenizer, folder: Path) -> None:
 
 
 class Tokenizer:
-    """What train_tokenizer made, read from its folder. Ids of the special tokens are attributes."""
+    """What train_tokenizer made, read from its folder. Ids of the special tokens are attributes.
+
+    fim_ids: ids of FIM_TOKENS, or None when the tokenizer was trained without them. content_hash: sha256 of its file.
+    """
 
     def __init__(self, folder: Path):
         """Raises DataError when folder/tokenizer.json is missing or is not one of ours."""
@@ -80,6 +86,10 @@ class Tokenizer:
         # _checked_json has made sure that special token number i has id i.
         self.bos_id, self.eos_id, self.pad_id, self.user_id, self.assistant_id = range(5)
         self.think_id, self.end_think_id, self.answer_id, self.end_answer_id = range(5, 9)
+        fim_ids = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(FIM_TOKENS))
+        has_fim = tuple(map(self._plain.id_to_token, fim_ids)) == FIM_TOKENS
+        self.fim_ids: tuple[int, ...] | None = tuple(fim_ids) if has_fim else None
+        self.content_hash = hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -92,7 +102,7 @@ class Tokenizer:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """encode() of each text, without special tokens, on all allowed threads."""
-        return [encoding.ids for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of the ids; bytes that are not UTF-8 (a sample cut in a character) become U+FFFD."""

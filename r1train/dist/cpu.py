@@ -17,6 +17,8 @@ from r1train.errors import EnvironmentProblem
 
 MEGATRON_VERSION = "0.19.2"
 CPU = torch.device("cpu")
+# Packages that megatron-core prefers where they are installed, and that need a GPU to be imported or to compute.
+GPU_PACKAGES = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
 # Factories that megatron-core calls with a literal device="cuda".
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like", "ones_like")
 
@@ -126,6 +128,17 @@ def _patch_tensor_methods() -> None:
         setattr(torch, name, _cpu_factory(getattr(torch, name)))
 
 
+def _hide_gpu_packages() -> None:
+    """Importing them fails from now on as if they were not installed, which megatron-core is prepared for.
+
+    With Transformer Engine visible it would take that optimizer and those layers, on CPU tensors; and where the CUDA
+    libraries are missing, Transformer Engine's import raises errors that are no ImportError.
+    """
+    loaded = [name for name in sys.modules if name.partition(".")[0] in GPU_PACKAGES]
+    for name in {*GPU_PACKAGES, *loaded}:
+        sys.modules[name] = None  # how the import system is told that there is no such module
+
+
 def _uncompiled(function=None, **_options):
     """torch.compile as a decorator, with or without options, that leaves the function as it is."""
     return function if function is not None else lambda later: later
@@ -139,9 +152,11 @@ def _split_sizes_as_numpy(tensor, as_numpy=False, record_stream=False):
 
 def _patch_packed_rotary() -> None:
     """Rotate packed sequences in one call; the original loops over them, a third of a step with short sequences."""
-    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.models.common.embeddings import rope_utils  # noqa: PLC0415 - after the patches
 
-    def rotate(t, cu_seqlens, freqs, rotary_interleaved=False, mla_rotary_interleaved=False, mscale=1.0, cp_group=None):
+    def rotate(  # noqa: PLR0913 - megatron-core's signature
+        t, cu_seqlens, freqs, rotary_interleaved=False, mla_rotary_interleaved=False, mscale=1.0, cp_group=None
+    ):
         assert cp_group.size() == 1, "context parallelism runs on CUDA only"
         lengths = cu_seqlens.diff()
         positions = torch.arange(t.shape[0]) - cu_seqlens[:-1].repeat_interleave(lengths)
@@ -185,6 +200,7 @@ def install() -> None:
     torch.compile = _uncompiled
     # It warns on every start that there is no CUDA runtime.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    _hide_gpu_packages()
     _patch_torch_cuda()
     _patch_tensor_methods()
     # Imported after the patches: these modules read torch.cuda and torch.compile when they are imported.

@@ -7,6 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from r1train.config.layout import embedding_stages, virtual_stages
 from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
 from r1train.dist import cpu
 from r1train.errors import EnvironmentProblem
@@ -69,9 +70,12 @@ def make_groups(device: Device, parallel: ParallelConfig, cluster: ClusterConfig
     """megatron-core's groups of this layout over processes that have joined; any earlier layout has been destroyed."""
     from megatron.core import parallel_state  # noqa: PLC0415 - after select_device: it has to see the CPU stand-ins
 
+    chunks = virtual_stages(parallel)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        get_embedding_ranks=lambda ranks: [ranks[stage] for stage in embedding_stages(parallel)],
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
@@ -88,6 +92,11 @@ def close_processes() -> None:
     dist.destroy_process_group()
 
 
+def launch_rank() -> int:
+    """This process's place among the job's processes, known before they have joined; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_rank0() -> bool:
     """Whether this process writes what a run writes once."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launch_rank() == 0

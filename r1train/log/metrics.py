@@ -31,7 +31,7 @@ class MetricsWriter:
         if tensorboard:
             self._board = _TensorBoard(run_dir / TENSORBOARD_FOLDER, purge_step=start_step + 1)
 
-    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
         """Appends {"step": step, **values} and flushes. JSON has no NaN or infinity: they become null."""
         if self._file is None:
             return
@@ -104,5 +104,5 @@ def _whole_lines(path: Path) -> list[str]:
     return lines[:-1] if lines and not lines[-1].endswith("\n") else lines
 
 
-def _json_value(value: float | int | str) -> float | int | str | None:
+def _json_value(value: float | int | str | list) -> float | int | str | list | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value

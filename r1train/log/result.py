@@ -26,8 +26,8 @@ class StageResult:
     """One row of the stage table. id: the schedule step; title: for people; stage: the kind of run.
 
     steps, tokens: optimizer steps and training tokens of the stage, None for stages that train nothing; seconds:
-    wall-clock of all attempts that the stage knows of; loss: of the last step; main_task: the task of evals shown in
-    the table.
+    wall-clock of all attempts that the stage knows of; loss: of the last step; heldout_loss: mean over held-out
+    documents; main_task: the task of evals shown in the table.
     """
 
     id: str
@@ -37,6 +37,7 @@ class StageResult:
     tokens: int | None = None
     seconds: float
     loss: float | None = None
+    heldout_loss: float | None = None
     evals: dict[str, EvalSummary] = field(default_factory=dict)
     main_task: str | None = None
 

@@ -1,4 +1,4 @@
-"""MLA without Transformer Engine: core attention for dense and packed batches, and a right gradient under TP."""
+"""Attention without Transformer Engine: the core for dense and packed batches, and MLA's right gradient under TP."""
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -40,12 +40,14 @@ class LatentAttention(MLASelfAttention):
 
 
 class CoreAttention(MegatronModule):
-    """softmax(q k^T * softmax_scale) v, causal, key width and value width may differ (MLA).
+    """softmax(q k^T * softmax_scale) v, causal; key and value width may differ (MLA), n may be a multiple of g (GQA).
 
-    Legend: s tokens, b sequences, n heads of this rank, d key width, e value width, T packed tokens.
+    softmax_scale None: 1 / sqrt(d).
+    Legend: s tokens, b sequences, n query heads and g key-value heads of this rank, d key width, e value width,
+    T packed tokens.
     """
 
-    def __init__(self, config: TransformerConfig, softmax_scale: float, **_unused: object):
+    def __init__(self, config: TransformerConfig, softmax_scale: float | None, **_unused: object):
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
 
@@ -58,7 +60,7 @@ class CoreAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
         **_unused: object,
     ) -> torch.Tensor:
-        """Dense: query, key [s, b, n, d], value [s, b, n, e] -> [s, b, n * e]. Packed: [T, n, .] -> [T, n * e]."""
+        """Dense: query [s, b, n, d], key [s, b, g, d], value [s, b, g, e] -> [s, b, n * e]. Packed: T for s, b."""
         del attention_mask  # always causal
         if packed_seq_params is not None:
             return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
@@ -69,7 +71,11 @@ class CoreAttention(MegatronModule):
         # torch's fused kernel wants one width for key and value: pad the narrower value, cut the result.
         width = value.shape[-1]
         value = pad(value, (0, query.shape[-1] - width))
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)[..., :width]
+        grouped = query.shape[1] != key.shape[1]
+        out = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
+        )
+        return out[..., :width]
 
     def _packed(self, query, key, value, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Sequences of similar length attend in one call, padded to the longest of them.
@@ -78,7 +84,7 @@ class CoreAttention(MegatronModule):
         """
         starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
         size_class = lengths.double().log2().floor()
-        out = value.new_zeros(value.shape)
+        out = value.new_zeros((*query.shape[:-1], value.shape[-1]))
         for chosen in (size_class == size for size in size_class.unique().tolist()):
             offsets = torch.arange(int(lengths[chosen].max()), device=query.device)
             inside = offsets < lengths[chosen, None]  # [b, s]

@@ -1,95 +1,41 @@
-"""Forward through the training modules over a latent cache: absorbed MLA, one path for prefill and for decoding.
+"""Forward through the training modules over a cache of earlier tokens: one path for prefill and for decoding.
 
-W_UK is folded into the query and W_UV into the output (DeepSeek-V2 report section 2.1.2), so attention reads latents.
-Legend: s new tokens per sequence, b sequences, n heads, c kv_lora_rank, r rope width, d nope width, e value width,
-t cache slots, h hidden.
+Legend: s new tokens per sequence, b sequences, h hidden.
 """
 
-from dataclasses import dataclass
-
 import torch
-from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_layer import TransformerLayer
-from torch.nn.functional import rms_norm
 
+from r1train.model.decode_grouped import grouped_attention
+from r1train.model.decode_latent import absorbed_attention
+from r1train.model.decode_slots import Slots
 from r1train.model.gpt import R1Model
-from r1train.model.latent_cache import LatentCache
-from r1train.model.norm import RMSNorm
+from r1train.model.token_cache import TokenCache
 
 
-def rotary_angles(attention: MLASelfAttention, capacity: int) -> tuple[torch.Tensor, float]:
-    """Angles [capacity, r] of every position and the factor on cos and sin (1.0 for DeepSeek's YaRN settings)."""
-    angles, mscale = attention.rotary_pos_emb(capacity)
-    return angles[:, 0, 0], float(mscale)
-
-
-def _rotate(x: torch.Tensor, angles: torch.Tensor, mscale: float) -> torch.Tensor:
-    """x [s, b, n, r] rotated by angles [s, b, 1, r]: the same rotation as the training forward."""
-    return _apply_rotary_pos_emb_bshd(x, angles, mla_rotary_interleaved=True, mscale=mscale)
-
-
-def _normed_latent(attention: MLASelfAttention, latent: torch.Tensor) -> torch.Tensor:
-    """The norm between down- and up-projection: a module in the local spec, fused into the up-projection in TE's."""
-    if isinstance(attention.kv_layernorm, RMSNorm):
-        return attention.kv_layernorm(latent)
-    weight = attention.linear_kv_up_proj.layer_norm_weight
-    return rms_norm(latent, weight.shape, weight, attention.config.layernorm_epsilon)
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """Where the new tokens stand. positions: int64 [b, s], their cache slots; angles [s, b, 1, r], mscale: rotation;
-    hidden: bool [b, 1, s, t], the slots that a token must not see, up to the last one that any token sees.
-    """
-
-    positions: torch.Tensor
-    angles: torch.Tensor
-    mscale: float
-    hidden: torch.Tensor
-
-    @staticmethod
-    def at(positions: torch.Tensor, rotary: tuple[torch.Tensor, float]) -> "_Slots":
-        angles = rotary[0][positions].transpose(0, 1)[:, :, None]
-        slots = torch.arange(int(positions.max()) + 1, device=positions.device)
-        return _Slots(positions, angles, rotary[1], slots > positions[:, None, :, None])
-
-
-def _absorbed_attention(
-    attention: MLASelfAttention, inputs: torch.Tensor, *, cache: LatentCache, layer: int, slots: _Slots
-) -> torch.Tensor:
-    """inputs [s, b, h] -> attention output [s, b, h]; writes these tokens into the cache."""
-    config = attention.config
-    q_latent, kv = attention._qkv_down_projection(inputs)
-    latent, rope_key = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
-    if config.q_lora_rank is None:
-        query, _ = attention.linear_q_proj(q_latent)
+def empty_cache(model: R1Model, *, sequences: int, capacity: int, device: torch.device) -> TokenCache:
+    """Room for `capacity` tokens of each sequence in this pipeline stage's layers."""
+    config = model.config
+    if config.multi_latent_attention:
+        width = config.kv_lora_rank + config.qk_pos_emb_head_dim
     else:
-        query, _ = attention.linear_q_up_proj(attention.q_layernorm(q_latent))
-    query = query.unflatten(-1, (-1, attention.q_head_dim))
-    q_nope, q_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], dim=-1)
-    # One rotation for the heads' queries and the key they share.
-    rotated = _rotate(torch.cat([q_rope, rope_key[:, :, None]], dim=2), slots.angles, slots.mscale)
-    q_rope, rope_key = rotated[:, :, :-1], rotated[:, :, -1]
-    entry = torch.cat([_normed_latent(attention, latent), rope_key], dim=-1)
-    cache.write(layer, slots.positions, entry.transpose(0, 1))
+        width = 2 * config.num_query_groups * config.kv_channels
+    shape = (len(model.decoder.layers), sequences, capacity, width)
+    return TokenCache.empty(shape, dtype=config.params_dtype, device=device)
 
-    up = attention.linear_kv_up_proj.weight.unflatten(0, (-1, config.qk_head_dim + config.v_head_dim))  # [n, d + e, c]
-    w_uk, w_uv = up.split([config.qk_head_dim, config.v_head_dim], dim=1)
-    q_absorbed = torch.cat([torch.einsum("sbnd,ndc->sbnc", q_nope, w_uk), q_rope], dim=-1)
 
-    entries = cache.entries[layer][:, : slots.hidden.shape[-1]]  # [b, t, c + r]
-    scores = torch.einsum("sbnw,btw->bnst", q_absorbed, entries).float() * attention.softmax_scale
-    weights = scores.masked_fill_(slots.hidden, float("-inf")).softmax(dim=-1).to(entries.dtype)
-    mixed = torch.einsum("bnst,btc->sbnc", weights, entries[..., : config.kv_lora_rank])
-    output, _ = attention.linear_proj(torch.einsum("sbnc,nec->sbne", mixed, w_uv).flatten(2))
-    return output
+def rotary_angles(model: R1Model, capacity: int) -> tuple[torch.Tensor, float]:
+    """Angles [capacity, rope width] of every position and the factor on cos and sin (1.0 unless YaRN asks for more)."""
+    if model.config.multi_latent_attention:
+        angles, mscale = model.decoder.layers[0].self_attention.rotary_pos_emb(capacity)
+        return angles[:, 0, 0], float(mscale)
+    return model.rotary_pos_emb(capacity)[:, 0, 0], 1.0
 
 
 def _layer_forward(block: TransformerLayer, hidden: torch.Tensor, **attention_arguments) -> torch.Tensor:
-    """One decoder layer with residuals, without dropout or biases: this model family has neither."""
-    normed = block.input_layernorm(hidden)
-    hidden = hidden + _absorbed_attention(block.self_attention, normed, **attention_arguments)
+    """One decoder layer with residuals, without dropout or biases after a projection: no shape of ours has them."""
+    attend = absorbed_attention if block.config.multi_latent_attention else grouped_attention
+    hidden = hidden + attend(block.self_attention, block.input_layernorm(hidden), **attention_arguments)
     output, _ = block.mlp(block.pre_mlp_layernorm(hidden))
     return hidden + output
 
@@ -98,7 +44,7 @@ def stage_forward(
     model: R1Model,
     inputs: torch.Tensor,
     *,
-    cache: LatentCache,
+    cache: TokenCache,
     positions: torch.Tensor,
     rotary: tuple[torch.Tensor, float],
 ) -> torch.Tensor:
@@ -107,7 +53,7 @@ def stage_forward(
     Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take.
     """
     hidden = model.embedding(input_ids=inputs, position_ids=positions) if model.pre_process else inputs
-    slots = _Slots.at(positions, rotary)
+    slots = Slots.at(positions, rotary)
     for index, block in enumerate(model.decoder.layers):
         hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=slots)
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
@@ -115,5 +61,5 @@ def stage_forward(
 
 def next_token_logits(model: R1Model, hidden: torch.Tensor) -> torch.Tensor:
     """Last stage: hidden [b, h] of one position per sequence -> logits [b, vocabulary], float32."""
-    logits, _ = model.output_layer(hidden[None])
+    logits, _ = model.head()(hidden[None])
     return logits[0].float()

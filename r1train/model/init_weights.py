@@ -29,7 +29,7 @@ def _draw(tensor: ShardedTensor, *, seed: int, std: float) -> torch.Tensor:
 def init_weights(module: MegatronModule, *, seed: int, std: float) -> None:
     """Fill the parameters in place: normal(0, std) for matrices (V3 report section 4.2), ones for norm weights.
 
-    std: standard deviation, dimensionless. Buffers (the experts' routing bias) keep their zeros.
+    Biases become 0. std: standard deviation, dimensionless. Buffers (the experts' routing bias) keep their zeros.
     """
     parameters = {p.data_ptr() for p in module.parameters()}
     for tensor in sharded_tensors(module.sharded_state_dict()):
@@ -39,6 +39,6 @@ def init_weights(module: MegatronModule, *, seed: int, std: float) -> None:
         if not inside_parameter:
             continue
         if tensor.data.dim() == 1:
-            tensor.data.fill_(1.0)
+            tensor.data.fill_(0.0 if tensor.key.endswith(".bias") else 1.0)
         else:
             tensor.data.copy_(_draw(tensor, seed=seed, std=std))

@@ -1,6 +1,11 @@
 """A module's tensors under their global names and places: megatron-core's sharded state dict, flat, for any layout."""
 
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
 
 
 def sharded_tensors(tree: object) -> list[ShardedTensor]:
@@ -17,3 +22,17 @@ def sharded_tensors(tree: object) -> list[ShardedTensor]:
     if isinstance(tree, (list, tuple)):
         return [tensor for value in tree for tensor in sharded_tensors(value)]
     return []
+
+
+def without_extra_state(state: dict[str, object]) -> dict[str, object]:
+    """The state dict with every module's "extra state" left as it is in the module: neither stored nor loaded.
+
+    It is Transformer Engine's memory of delayed FP8 scaling, which no recipe of ours uses; local modules have none.
+    With it a checkpoint would need an object per layer and expert that no conversion and no other backend can make.
+    """
+    return {
+        name: LocalNonpersistentObject(value.data)
+        if isinstance(value, ShardedObject) and "_extra_state" in value.key
+        else value
+        for name, value in state.items()
+    }

@@ -1,32 +1,27 @@
-"""ModelConfig -> megatron-core's MLATransformerConfig and layer specs, for Transformer Engine or the local backend."""
-
-from dataclasses import replace
-from functools import partial
+"""What both architectures share in their way to megatron-core: backends, common arguments, layers of a stage."""
 
 import torch
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_mtp_block_spec_for_backend, get_mlp_module_spec_for_backend
-from megatron.core.transformer.enums import AttnMaskType, LayerType
+from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
 
-from r1train.config.schema_model import ModelConfig
+from r1train.config.layout import virtual_stages
+from r1train.config.schema_model import AnyModelConfig
 from r1train.config.schema_parallel import ParallelConfig
 from r1train.config.schema_train import OptimConfig
-from r1train.errors import ConfigError, Problem
-from r1train.model.attention import CoreAttention, LatentAttention
+from r1train.dist.probe import usable_dispatcher
+from r1train.model.attention import CoreAttention
 from r1train.model.norm import RMSNorm
-from r1train.model.router import Router
 
 PARAMS_DTYPE = {
     "fp32": torch.float32,
@@ -34,7 +29,16 @@ PARAMS_DTYPE = {
     "fp8_blockwise": torch.bfloat16,
     "fp8_tensorwise": torch.bfloat16,
 }
-FP8_RECIPE = {"fp8_blockwise": "blockwise", "fp8_tensorwise": "tensorwise"}
+_FP8_RECIPE = {"fp8_blockwise": "blockwise", "fp8_tensorwise": "tensorwise"}
+
+# Transformer Engine keeps the weight of a norm in the linear layer behind it; checkpoints name it after the norm, as
+# the local modules do, so that both read each other's.
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "self_attention.linear_q_up_proj.layer_norm_": "self_attention.q_layernorm.",
+    "self_attention.linear_kv_up_proj.layer_norm_": "self_attention.kv_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
 
 
 class LocalBackend(LocalSpecProvider):
@@ -53,22 +57,8 @@ def backend_for(device_type: str) -> BackendSpecProvider:
     return TESpecProvider() if device_type == "cuda" else LocalBackend()
 
 
-def _rope_arguments(model: ModelConfig) -> dict[str, object]:
-    """YaRN with factor 1.0 equals plain RoPE and keeps TE's fused rotary kernel usable (V3: YaRN only from 32K on)."""
-    yarn = model.yarn
-    return {
-        "rope_type": "yarn",
-        "rotary_base": model.rope_base,
-        "rotary_scaling_factor": yarn.factor if yarn else 1.0,
-        "original_max_position_embeddings": yarn.original_max_positions if yarn else model.max_position_embeddings,
-        "beta_fast": yarn.beta_fast if yarn else 32.0,
-        "beta_slow": yarn.beta_slow if yarn else 1.0,
-        "mscale": yarn.mscale if yarn else 1.0,
-        "mscale_all_dim": yarn.mscale_all_dim if yarn else 1.0,
-    }
-
-
 def _parallel_arguments(parallel: ParallelConfig) -> dict[str, object]:
+    chunks = virtual_stages(parallel)
     arguments: dict[str, object] = {
         "tensor_model_parallel_size": parallel.tp,
         "sequence_parallel": parallel.tp > 1,
@@ -77,166 +67,91 @@ def _parallel_arguments(parallel: ParallelConfig) -> dict[str, object]:
         "context_parallel_size": parallel.cp,
         "expert_model_parallel_size": parallel.ep,
         "expert_tensor_parallel_size": parallel.etp,
-        # Packed micro-batches differ in token count, so pipeline neighbours tell each other the shape.
-        "variable_seq_lengths": parallel.pp > 1,
+        # megatron-core checks the dispatcher also where there are no experts: its default refuses variable lengths.
+        "moe_token_dispatcher_type": usable_dispatcher(parallel.dispatcher),
+        # Packed micro-batches differ in token count, so pipeline neighbours tell each other the shape. Not between
+        # virtual stages: with two pipeline ranks megatron-core 0.19.2 would mix up the shapes of both directions.
+        "variable_seq_lengths": parallel.pp > 1 and chunks == 1,
+        # One batched exchange cannot tell the two directions apart where the next rank is also the previous one.
+        "batch_p2p_comm": chunks == 1,
+        "overlap_p2p_comm": chunks > 1,
+        "overlap_moe_expert_parallel_comm": parallel.overlap_expert_all_to_all,
+        "delay_wgrad_compute": parallel.delay_wgrad,
     }
     if parallel.recompute_modules:
         arguments |= {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
     return arguments
 
 
-def check_gate(model: ModelConfig) -> None:
-    """Raise ConfigError for weights of the chosen experts that megatron-core's router cannot compute.
-
-    It divides sigmoid scores by their sum whenever a token has more than one expert, and only then. With softmax it
-    normalises by choosing on logits, which changes what the score of a group is.
-    """
-    key, value, normalised = "model.norm_topk_prob", model.norm_topk_prob, model.num_experts_per_token > 1
-    if model.router_score == "sigmoid" and value != normalised:
-        what = f"with sigmoid scores and {model.num_experts_per_token} expert(s) per token the gate is " + (
-            "always normalised" if normalised else "never normalised"
-        )
-        raise ConfigError([Problem(key, value, what, f"norm_topk_prob={str(normalised).lower()}")])
-    if model.router_score == "softmax" and value and model.num_expert_groups > 1:
-        what = "with softmax scores and expert groups the groups would be scored by logits instead of probabilities"
-        raise ConfigError([Problem(key, value, what, "norm_topk_prob=false, or num_expert_groups=1")])
-
-
-def _moe_arguments(model: ModelConfig, parallel: ParallelConfig, *, fused: bool) -> dict[str, object]:
-    grouped = model.num_expert_groups > 1
+def shared_arguments(
+    model: AnyModelConfig, parallel: ParallelConfig, optim: OptimConfig, *, fused: bool
+) -> dict[str, object]:
+    """Arguments of megatron-core's config that do not depend on the architecture. fused: Transformer Engine."""
+    dtype = PARAMS_DTYPE[optim.precision]
+    fp8 = {"fp8": "e4m3", "fp8_recipe": _FP8_RECIPE[optim.precision]} if optim.precision in _FP8_RECIPE else {}
     return {
-        "num_moe_experts": model.num_experts,
-        "moe_router_topk": model.num_experts_per_token,
-        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
-        "moe_shared_expert_intermediate_size": model.num_shared_experts * model.moe_ffn_hidden_size,
-        "moe_layer_freq": [0] * model.num_dense_layers + [1] * model.num_moe_layers,
-        "moe_router_score_function": model.router_score,
-        "moe_router_pre_softmax": not (model.router_score == "softmax" and model.norm_topk_prob),
-        "moe_router_enable_expert_bias": model.router_bias,
-        "moe_router_bias_update_rate": 0.0,
-        "moe_router_num_groups": model.num_expert_groups if grouped else None,
-        "moe_router_group_topk": model.num_groups_per_token if grouped else None,
-        "moe_router_topk_scaling_factor": model.routed_scaling_factor,
-        "moe_router_load_balancing_type": "seq_aux_loss",
-        "moe_aux_loss_coeff": model.sequence_loss_coef,
-        "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": parallel.dispatcher,
-        "moe_grouped_gemm": fused,
-        "moe_permute_fusion": fused,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.rms_norm_eps,
+        "persist_layer_norm": False,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "bias_activation_fusion": fused,
+        "bias_dropout_fusion": fused,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": fused,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "perform_initialization": False,
+        "use_cpu_initialization": not fused,
+        "init_method_std": model.init_std,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "apply_rope_fusion": fused,
+        "cross_entropy_loss_fusion": fused,
+        "cross_entropy_fusion_impl": "te",
+        "calculate_per_token_loss": True,
+        **_parallel_arguments(parallel),
+        **fp8,
     }
 
 
-def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, optim: OptimConfig, device_type: str
-) -> MLATransformerConfig:
-    """The megatron-core config of this model in this layout.
-
-    Raises ConfigError for a gate that megatron-core cannot express, and what it raises itself for layouts it refuses.
-    """
-    check_gate(model)
-    fused = device_type == "cuda"
-    dtype = PARAMS_DTYPE[optim.precision]
-    fp8 = {"fp8": "e4m3", "fp8_recipe": FP8_RECIPE[optim.precision]} if optim.precision in FP8_RECIPE else {}
-    return MLATransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        ffn_hidden_size=model.ffn_hidden_size,
-        multi_latent_attention=True,
-        q_lora_rank=model.q_lora_rank,
-        kv_lora_rank=model.kv_lora_rank,
-        qk_head_dim=model.qk_nope_head_dim,
-        qk_pos_emb_head_dim=model.qk_rope_head_dim,
-        v_head_dim=model.v_head_dim,
-        qk_layernorm=True,
-        mtp_num_layers=model.mtp_depth or None,
-        normalization="RMSNorm",
-        layernorm_epsilon=model.rms_norm_eps,
-        persist_layer_norm=False,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        bias_activation_fusion=fused,
-        bias_dropout_fusion=fused,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        perform_initialization=False,
-        use_cpu_initialization=not fused,
-        init_method_std=model.init_std,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        apply_rope_fusion=fused,
-        cross_entropy_loss_fusion=fused,
-        cross_entropy_fusion_impl="te",
-        calculate_per_token_loss=True,
-        **_parallel_arguments(parallel),
-        **_rope_arguments(model),
-        **_moe_arguments(model, parallel, fused=fused),
-        **fp8,
-    )
-
-
-def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, moe: bool) -> ModuleSpec:
-    """One decoder layer: MLA, then a dense or an expert feed-forward. TE fuses the latent norms into up-projections."""
+def layer_spec(
+    backend: BackendSpecProvider, *, attention: ModuleSpec, feed_forward: object, input_norm: type, mlp_norm: type
+) -> ModuleSpec:
+    """One decoder layer: norm, attention, norm, feed-forward, each with its residual."""
     fused = backend.fuse_layernorm_and_linear()
-    up_projection = backend.column_parallel_layer_norm_linear() if fused else backend.column_parallel_linear()
-    down_projection = backend.linear() if fused else backend.column_parallel_linear()
-    latent_norm = IdentityOp if fused else backend.layer_norm(for_qk=True)
-    attention = ModuleSpec(
-        module=LatentAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=MLASelfAttentionSubmodules(
-            linear_q_proj=backend.column_parallel_linear(),
-            linear_q_down_proj=down_projection,
-            linear_q_up_proj=up_projection,
-            linear_kv_down_proj=down_projection,
-            linear_kv_up_proj=up_projection,
-            core_attention=backend.core_attention(),
-            linear_proj=backend.row_parallel_linear(),
-            q_layernorm=latent_norm,
-            kv_layernorm=latent_norm,
-        ),
-    )
-    feed_forward = get_mlp_module_spec_for_backend(
-        backend=backend,
-        num_experts=config.num_moe_experts if moe else None,
-        moe_grouped_gemm=config.moe_grouped_gemm if moe else False,
-    )
-    if moe:
-        submodules = replace(feed_forward.keywords["submodules"], router=Router)
-        feed_forward = partial(feed_forward, submodules=submodules)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=backend.layer_norm(),
+            input_layernorm=input_norm,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp if fused and not moe else backend.layer_norm(),
+            pre_mlp_layernorm=mlp_norm,
             mlp=feed_forward,
             mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=FUSED_NORMS if fused else {},
         ),
     )
 
 
-def decoder_spec(
-    config: MLATransformerConfig, backend: BackendSpecProvider, vp_stage: int | None = None
+def norm_unless_fused(backend: BackendSpecProvider) -> type:
+    """A norm in front of a linear layer that Transformer Engine would fuse with it."""
+    return IdentityOp if backend.fuse_layernorm_and_linear() else backend.layer_norm()
+
+
+def stage_layers(
+    config: TransformerConfig, layers: list[ModuleSpec], backend: BackendSpecProvider, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The decoder layers of this pipeline stage (layer numbers start at 0 in moe_layer_freq)."""
-    layers = [_layer_spec(config, backend, moe=bool(is_moe)) for is_moe in config.moe_layer_freq]
+    """Those of all decoder layers that this pipeline stage holds, and the final norm."""
     if config.pipeline_model_parallel_layout is not None:
         mine = config.pipeline_model_parallel_layout.get_layer_id_list(layer_type=LayerType.decoder, vp_stage=vp_stage)
     else:
         first = get_transformer_layer_offset(config, vp_stage=vp_stage)
         mine = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
     return TransformerBlockSubmodules(layer_specs=[layers[i] for i in mine], layer_norm=backend.layer_norm())
-
-
-def mtp_spec(config: MLATransformerConfig, backend: BackendSpecProvider, vp_stage: int | None = None):
-    """The multi-token-prediction block: one MoE layer like the last decoder layer; None on stages without it."""
-    if config.mtp_num_layers is None:
-        return None
-    layer = _layer_spec(config, backend, moe=True)
-    return get_gpt_mtp_block_spec_for_backend(config, layer, backend, vp_stage=vp_stage)

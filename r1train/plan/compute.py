@@ -1,12 +1,12 @@
 """FLOPs of training on one token."""
 
-from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_model import AnyModelConfig
 from r1train.plan.shape import count_parameters
 
 TRAINING_PASSES = 3  # forward once, backward twice
 
 
-def flops_per_token(model: ModelConfig, *, seq_length: int, mtp: bool, causal: bool = True) -> float:
+def flops_per_token(model: AnyModelConfig, *, seq_length: int, mtp: bool, causal: bool = True) -> float:
     """Training FLOPs per token: 6 per active parameter (embedding lookup left out) plus the attention scores.
 
     mtp: count the MTP blocks, each with its own pass through the output head. causal halves the attention part.

@@ -1,8 +1,12 @@
-"""Bytes of weights, gradients and optimizer state per rank. Activations, buffers and padding are not part of it yet."""
+"""Bytes of weights, gradients and optimizer state per rank, and of a cached token.
+
+Activations, buffers and padding are not part of it yet.
+"""
 
 from dataclasses import dataclass
 
 from r1train.config.schema import RunConfig
+from r1train.config.schema_model import AnyModelConfig, ModelConfig
 from r1train.plan.ranks import RankParameters
 
 GRADIENT_BYTES = 4
@@ -39,3 +43,15 @@ def rank_bytes(cfg: RunConfig, params: RankParameters) -> RankBytes:
         gradients=params.total * GRADIENT_BYTES,
         optimizer=owned * per_parameter,
     )
+
+
+def cache_bytes_per_token(model: AnyModelConfig, dtype: str) -> int:
+    """What generation keeps of one token in all layers; dtype: fp32 or bf16.
+
+    MLA: one latent and one RoPE key, shared by all heads (V2 report section 2.1). GQA: a key and a value per head.
+    """
+    if isinstance(model, ModelConfig):
+        width = model.kv_lora_rank + model.qk_rope_head_dim
+    else:
+        width = 2 * model.num_key_value_heads * model.head_dim
+    return model.num_layers * width * DTYPE_BYTES[dtype]

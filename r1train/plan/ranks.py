@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from r1train.config.layout import stage_letters
 from r1train.config.schema import RunConfig
 from r1train.config.schema_model import ModelConfig
-from r1train.plan.shape import expert
+from r1train.plan import ranks_deepseek, ranks_dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,63 +34,22 @@ def parameters_of_stages(cfg: RunConfig) -> list[RankParameters]:
     found = []
     for pp_rank in range(cfg.parallel.pp):
         mine = range(pp_rank, len(stages), cfg.parallel.pp)
+        held = [_stage(cfg, stages[index], first_layer[index]) for index in mine]
         found.append(
             RankParameters(
                 pp_rank=pp_rank,
                 letters="|".join(stages[index] for index in mine),
-                dense=sum(_dense(cfg, stages[index], first_layer[index]) for index in mine),
-                expert=sum(_routed(cfg, stages[index], first_layer[index]) for index in mine),
+                dense=sum(dense for dense, _ in held),
+                expert=sum(expert for _, expert in held),
             )
         )
     return found
 
 
-def _moe_blocks(model: ModelConfig, letters: str, first_layer: int) -> int:
-    """MoE layers of a stage, MTP blocks included."""
-    last_layer = first_layer + letters.count("t")
-    return max(0, last_layer - max(first_layer, model.num_dense_layers)) + letters.count("m")
-
-
-def _routed(cfg: RunConfig, letters: str, first_layer: int) -> int:
-    model, parallel = cfg.model, cfg.parallel
-    local_experts = model.num_experts // parallel.ep
-    return _moe_blocks(model, letters, first_layer) * local_experts * expert(model) // parallel.etp
-
-
-def _dense(cfg: RunConfig, letters: str, first_layer: int) -> int:
-    """All but routed experts. An MTP stage without the embedding gets a copy of it (megatron-core GPTModel)."""
-    model, tp = cfg.model, cfg.parallel.tp
-    hidden, table = model.hidden_size, model.vocab_size * model.hidden_size // cfg.parallel.tp
-    moe_blocks = _moe_blocks(model, letters, first_layer)
-    layers = letters.count("t") + letters.count("m")
-    dense_layers = layers - moe_blocks
-    count = layers * (_attention(cfg) + 2 * hidden)
-    count += dense_layers * 3 * hidden * model.ffn_hidden_size // tp
-    count += moe_blocks * (model.num_experts * hidden + model.num_shared_experts * expert(model) // tp)
-    count += letters.count("m") * (2 * hidden * hidden // tp + 3 * hidden)
-    count += table * (("E" in letters or "m" in letters) + ("L" in letters))
-    return count + hidden * _has_final_norm(model, letters, first_layer)
-
-
-def _has_final_norm(model: ModelConfig, letters: str, first_layer: int) -> bool:
-    """With MTP the final norm follows the last decoder layer, without it stands next to the loss."""
-    if model.mtp_depth == 0:
-        return "L" in letters
-    return "t" in letters and first_layer + letters.count("t") == model.num_layers
-
-
-def _attention(cfg: RunConfig) -> int:
-    """MLA of one layer on one tensor-parallel rank.
-
-    Transformer Engine keeps the down projections whole on every rank; our local modules cut them like the others.
-    """
-    model, tp = cfg.model, cfg.parallel.tp
-    down_tp = 1 if cfg.cluster.device == "cuda" else tp
-    hidden, heads, rank = model.hidden_size, model.num_attention_heads, model.kv_lora_rank
-    query = hidden * heads * model.qk_head_dim // tp
-    if model.q_lora_rank is not None:
-        query = hidden * model.q_lora_rank // down_tp + model.q_lora_rank
-        query += model.q_lora_rank * heads * model.qk_head_dim // tp
-    key_value = hidden * (rank + model.qk_rope_head_dim) // down_tp + rank
-    key_value += rank * heads * (model.qk_nope_head_dim + model.v_head_dim) // tp
-    return query + key_value + heads * model.v_head_dim * hidden // tp
+def _stage(cfg: RunConfig, letters: str, first_layer: int) -> tuple[int, int]:
+    """(all but the routed experts, routed experts) of one stage on one rank."""
+    model = cfg.model
+    if not isinstance(model, ModelConfig):
+        return ranks_dense.held(model, cfg, letters), 0
+    unrouted = ranks_deepseek.unrouted(model, cfg, letters, first_layer)
+    return unrouted, ranks_deepseek.routed(model, cfg, letters, first_layer)

@@ -1,19 +1,21 @@
-"""Exact parameter counts of a ModelConfig: whole model, MTP blocks, and what one token activates.
+"""Exact parameter counts of a model: the whole, its MTP blocks, and what one token activates.
 
-Source: DeepSeek-V3 report section 2; the counts equal the released checkpoint's tensor list. They include the routers'
-expert biases, which the optimizer does not train (a rank's parameters in ranks.py leave them out).
+The counts equal the released checkpoints' tensor lists. They include the routers' expert biases, which the optimizer
+does not train (a rank's parameters in ranks.py leave them out).
 """
 
 from dataclasses import dataclass
 
-from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_model import AnyModelConfig, DenseModelConfig, ModelConfig
+from r1train.plan import shape_deepseek, shape_dense
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCounts:
     """Elements, not bytes. main: without MTP; mtp: what the MTP blocks add (embedding and head are shared).
 
-    active: parameters that one token uses, MTP left out; without_embedding: minus the lookup table.
+    active: parameters that one token uses, MTP left out; without_embedding: minus the lookup table, unless the head is
+    tied to it and computes with it. A dense model has no MoE layer, expert or MTP: 0.
     """
 
     attention: int
@@ -32,54 +34,44 @@ class ParameterCounts:
         return self.main + self.mtp
 
 
-def count_parameters(model: ModelConfig) -> ParameterCounts:
+def count_parameters(model: AnyModelConfig) -> ParameterCounts:
     """Counts of the whole model."""
+    return _deepseek(model) if isinstance(model, ModelConfig) else _dense(model)
+
+
+def _deepseek(model: ModelConfig) -> ParameterCounts:
     embedding = model.vocab_size * model.hidden_size
-    outside = 2 * embedding + model.hidden_size + model.num_dense_layers * dense_layer(model)
+    outside = 2 * embedding + model.hidden_size + model.num_dense_layers * shape_deepseek.dense_layer(model)
     active_experts = model.num_experts_per_token
-    active = outside + model.num_moe_layers * moe_layer(model, active_experts)
+    moe_layer = shape_deepseek.moe_layer(model, model.num_experts)
+    active = outside + model.num_moe_layers * shape_deepseek.moe_layer(model, active_experts)
     return ParameterCounts(
-        attention=attention(model),
-        dense_layer=dense_layer(model),
-        moe_layer=moe_layer(model, model.num_experts),
-        expert=expert(model),
+        attention=shape_deepseek.attention(model),
+        dense_layer=shape_deepseek.dense_layer(model),
+        moe_layer=moe_layer,
+        expert=shape_deepseek.expert(model),
         embedding=embedding,
-        main=outside + model.num_moe_layers * moe_layer(model, model.num_experts),
-        mtp=model.mtp_depth * mtp_block(model, model.num_experts),
+        main=outside + model.num_moe_layers * moe_layer,
+        mtp=model.mtp_depth * shape_deepseek.mtp_block(model, model.num_experts),
         active=active,
         active_without_embedding=active - embedding,
-        mtp_active=model.mtp_depth * mtp_block(model, active_experts),
+        mtp_active=model.mtp_depth * shape_deepseek.mtp_block(model, active_experts),
     )
 
 
-def attention(model: ModelConfig) -> int:
-    """MLA with the norms of its latents (V3 equations 1-11); without a q rank, one plain query projection."""
-    hidden, heads, rank = model.hidden_size, model.num_attention_heads, model.kv_lora_rank
-    query = hidden * heads * model.qk_head_dim
-    if model.q_lora_rank is not None:
-        query = hidden * model.q_lora_rank + model.q_lora_rank + model.q_lora_rank * heads * model.qk_head_dim
-    key_value = hidden * (rank + model.qk_rope_head_dim) + rank
-    key_value += rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
-    return query + key_value + heads * model.v_head_dim * hidden
-
-
-def dense_layer(model: ModelConfig) -> int:
-    """Attention, two norms, gated feed-forward."""
-    return attention(model) + 2 * model.hidden_size + 3 * model.hidden_size * model.ffn_hidden_size
-
-
-def expert(model: ModelConfig) -> int:
-    """One gated expert; a shared expert has the same width."""
-    return 3 * model.hidden_size * model.moe_ffn_hidden_size
-
-
-def moe_layer(model: ModelConfig, num_experts: int) -> int:
-    """Attention, two norms, router with its bias, shared experts and num_experts routed ones (all, or the active)."""
-    experts = (num_experts + model.num_shared_experts) * expert(model)
-    router = model.num_experts * (model.hidden_size + model.router_bias)
-    return attention(model) + 2 * model.hidden_size + router + experts
-
-
-def mtp_block(model: ModelConfig, num_experts: int) -> int:
-    """One MTP block: a MoE layer, the projection of two hidden states to one, three norms (V3 section 2.2)."""
-    return moe_layer(model, num_experts) + 2 * model.hidden_size**2 + 3 * model.hidden_size
+def _dense(model: DenseModelConfig) -> ParameterCounts:
+    embedding = model.vocab_size * model.hidden_size
+    without_embedding = model.num_layers * shape_dense.layer(model) + model.hidden_size + embedding  # with the head
+    main = without_embedding + (0 if model.tie_embeddings else embedding)
+    return ParameterCounts(
+        attention=shape_dense.attention(model),
+        dense_layer=shape_dense.layer(model),
+        moe_layer=0,
+        expert=0,
+        embedding=embedding,
+        main=main,
+        mtp=0,
+        active=main,
+        active_without_embedding=without_embedding,
+        mtp_active=0,
+    )

@@ -65,7 +65,8 @@ def print_plan(record: dict, console: Console) -> None:
         ("active per token", "active"),
         ("active without embedding", "active_without_embedding"),
     ):
-        counts.add_row(label, f"{parameters[key]:,}")
+        if parameters[key]:  # a dense model has no MoE layers and no MTP
+            counts.add_row(label, f"{parameters[key]:,}")
     console.print(counts)
     console.print(
         f"Training FLOPs per token at length {flops['seq_length']:,}, causal: "

@@ -1,5 +1,6 @@
 """The stage table: one row per schedule step, read from the run folders."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ COLUMNS = (
     "tokens",
     "seconds",
     "loss",
+    "held-out perplexity",
     "accuracy (pass@1)",
     "format rate",
     "mean response tokens",
@@ -65,6 +67,7 @@ def _row(result: StageResult) -> tuple[str, ...]:
         MISSING if result.tokens is None else f"{result.tokens:,}",
         f"{result.seconds:.1f}",
         MISSING if result.loss is None else f"{result.loss:.4f}",
+        MISSING if result.heldout_loss is None else f"{math.exp(result.heldout_loss):.3f}",
         *(
             (MISSING,) * 3
             if numbers is None

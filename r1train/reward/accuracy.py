@@ -8,21 +8,28 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from r1train.config.schema_reward import CodeConfig
 from r1train.errors import DataError
+from r1train.reward.choice import choice_accuracy
 from r1train.reward.number import parse_number
 
 # Reference answers are numbers: decided by exact arithmetic alone.
 NUMBER_TASKS = frozenset({"gsm8k"})
 # Reference answers are LaTeX: math-verify decides, which can hang on hostile input.
 MATH_TASKS = frozenset({"math", "aime24", "amc23"})
+# Reference answers are letters of options.
+CHOICE_TASKS = frozenset({"multiple_choice", "gpqa_diamond", "mmlu"})
+# Answers are programs, run against hidden tests in the sandbox (reward/code.py).
+CODE_TASKS = frozenset({"code"})
 
 Verifier = Callable[[str, dict[str, Any]], float]
 
 
 def verify(task: str, answer: str, entry: dict[str, Any]) -> float:
-    """1.0 when `answer` solves the problem, else 0.0.
+    """1.0 when `answer` solves the problem, else 0.0; for code, where the config says so, the share of passed tests.
 
-    task: one of NUMBER_TASKS, MATH_TASKS or a reasoning-gym data set; entry: {"question", "answer", "metadata"}.
+    task: one of the four sets above or a reasoning-gym data set; entry: {"question", "answer", "metadata"}, for code
+    also "code", the fields of CodeConfig.
     Raises DataError for an unknown task or a reference answer that does not suit it, and whatever the verifier raises.
     Runs as long as the verifier does: reward/grader.py puts a limit on it.
     """
@@ -38,13 +45,19 @@ def verifier_of(task: str) -> Verifier:
         from r1train.reward.math_answer import math_accuracy  # noqa: PLC0415 - start-up time, see above
 
         return lambda answer, entry: math_accuracy(answer, entry["answer"])
+    if task in CHOICE_TASKS:
+        return lambda answer, entry: choice_accuracy(answer, entry["answer"], entry["metadata"].get("choices"))
+    if task in CODE_TASKS:
+        from r1train.reward.code import code_score  # noqa: PLC0415 - the sandbox is for tasks that need it
+
+        return lambda answer, entry: code_score(answer, entry, CodeConfig(**entry["code"]))
     # One data set cannot be imported alone: the package imports all of them (measured: 1 s either way).
     from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - start-up time, see above
 
     try:
         score_answer = get_score_answer_fn(task)
     except ValueError as error:
-        known = sorted(NUMBER_TASKS | MATH_TASKS)
+        known = sorted(NUMBER_TASKS | MATH_TASKS | CHOICE_TASKS | CODE_TASKS)
         raise DataError(f"unknown task {task!r}. Fix: name a reasoning-gym data set or one of {known}") from error
     # Some verifiers pay a little for a near miss; only a full solution is correct.
     return lambda answer, entry: 1.0 if score_answer(answer, entry) == 1.0 else 0.0
@@ -52,7 +65,7 @@ def verifier_of(task: str) -> Verifier:
 
 def needs_process(task: str) -> bool:
     """Whether the task's verifier may hang, so that it must run in a killable process."""
-    return task in MATH_TASKS
+    return task in MATH_TASKS or task in CODE_TASKS
 
 
 def number_accuracy(answer: str, reference: str) -> float:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import r1train
+from r1train.dist.parent import child_environment
 from r1train.errors import ConfigError, DataError, EnvironmentProblem, Problem
 from r1train.reward.accuracy import needs_process, verify
 from r1train.reward.worker import grade_one
@@ -27,11 +28,15 @@ WORKER_COMMAND = (sys.executable, "-m", "r1train.reward.worker")
 
 @dataclass(frozen=True)
 class GradeItem:
-    """One answer to grade. entry: {"question", "answer", "metadata"} of the problem, JSON-ready."""
+    """One answer to grade. entry: {"question", "answer", "metadata"} of the problem, JSON-ready.
+
+    limit_s: instead of the pool's timeout_s, for verifiers that have limits of their own within it (code).
+    """
 
     task: str
     answer: str
     entry: dict[str, Any]
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class _Worker:
         # The worker must find the same r1train, from whatever folder this process was started.
         search_path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment = {**os.environ, **threads, "PYTHONPATH": search_path}
+        environment = {**child_environment(), **threads, "PYTHONPATH": search_path}
         self.process = subprocess.Popen(
             [*command, str(timeout_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -58,12 +63,14 @@ class _Worker:
         self.ready = False
         self.started = False
         self.item: int | None = None
+        self.timeout_s = self.limit_s = timeout_s
         self.deadline = time.monotonic() + START_LIMIT_S
         self.buffer = b""
 
     def send(self, position: int, item: GradeItem) -> None:
         """Hands over item number `position`; only to an idle worker, which is reading, so the write cannot block."""
-        message = {"task": item.task, "answer": item.answer, "entry": item.entry}
+        self.limit_s = self.timeout_s if item.limit_s is None else item.limit_s
+        message = {"task": item.task, "answer": item.answer, "entry": item.entry, "limit_s": self.limit_s}
         self.item, self.started = position, False
         self.deadline = time.monotonic() + START_LIMIT_S
         self.stdin.write(json.dumps(message).encode() + b"\n")
@@ -88,7 +95,9 @@ class _Worker:
 class Grader:
     """A pool of this rank's grader processes, started when the first item comes; a context manager, or call close().
 
-    processes = 0 grades in this process: only for verifiers that cannot hang.
+    grade() does all at once. Or: submit() items as they come, poll() now and then so that idle graders get the next
+    one, collect() all. Verdicts do not depend on when items came or which grader took them. processes = 0 grades in
+    this process: only for verifiers that cannot hang. Use it from one thread, which should be the main one.
     """
 
     def __init__(self, *, processes: int, timeout_s: float, command: Sequence[str] = WORKER_COMMAND):
@@ -96,24 +105,62 @@ class Grader:
         self.timeout_s = timeout_s
         self._command = command
         self._workers: list[_Worker] = []
+        self._items: list[GradeItem] = []
+        self._todo: deque[int] = deque()
+        self._grades: dict[int, Grade] = {}
+        self._crashed: set[int] = set()
 
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
-        """Grades in the order of items. A hung or crashed grader is killed and replaced, its item gets an error.
+        """Grades in the order of items; see collect()."""
+        assert not self._items, "collect() what was submitted first"
+        for item in items:
+            self.submit(item, wake=False)
+        return self.collect()
 
+    def submit(self, item: GradeItem, *, wake: bool = True) -> None:
+        """Takes one item; with wake, idle graders start at once. Raises as collect() does, for any earlier item."""
+        self._items.append(item)
+        if self.processes == 0:
+            self._grades[len(self._items) - 1] = self._grade_here(item)
+            return
+        self._todo.append(len(self._items) - 1)
+        if wake:
+            self.poll()
+
+    def poll(self) -> None:
+        """Books what has arrived and hands out the next items, without waiting. Raises as collect() does."""
+        self._advance(wait=False)
+
+    def collect(self) -> list[Grade]:
+        """Waits for all items and returns their grades in the order of submission; the pool is empty again.
+
+        A hung or crashed grader is killed and replaced, its item gets an error. A crash costs its item an error only
+        when it happens twice: a grader that was killed from outside, as by the system when memory ran out, must not
+        change what the run learns from.
         Raises DataError for an unknown task, ConfigError for a task that needs a process where there is none.
         """
-        if self.processes == 0:
-            return [self._grade_here(item) for item in items]
-        grades: dict[int, Grade] = {}
-        todo = deque(enumerate(items))
+        while len(self._grades) < len(self._items):
+            self._advance(wait=True)
+        grades = [self._grades[position] for position in range(len(self._items))]
+        self._forget()
+        return grades
+
+    def _advance(self, *, wait: bool) -> None:
+        if len(self._grades) == len(self._items):
+            return
         try:
-            while len(grades) < len(items):
-                self._hand_out(todo, grades)
-                self._collect(grades)
+            self._hand_out()
+            self._receive(wait=wait)
+            self._hand_out()
         except BaseException:
-            self.close()  # workers still hold items of this call: their answers must not reach the next one
+            self.close()  # workers still hold items: their answers must not reach the next ones
+            self._forget()
             raise
-        return [grades[position] for position in range(len(items))]
+
+    def _forget(self) -> None:
+        self._items, self._grades = [], {}
+        self._todo.clear()
+        self._crashed.clear()
 
     def close(self) -> None:
         """Ends all workers."""
@@ -135,60 +182,64 @@ class Grader:
             raise ConfigError([Problem("reward.grader_processes", 0, what, "1 or more")])
         return Grade(*grade_one(verify, item.task, item.answer, item.entry))
 
-    def _hand_out(self, todo: deque[tuple[int, GradeItem]], grades: dict[int, Grade]) -> None:
+    def _hand_out(self) -> None:
         busy = sum(worker.item is not None for worker in self._workers)
-        while len(self._workers) < min(self.processes, busy + len(todo)):
+        while len(self._workers) < min(self.processes, busy + len(self._todo)):
             self._workers.append(_Worker(self._command, self.timeout_s))
         for worker in list(self._workers):
-            if worker.ready and worker.item is None and todo:
-                position, item = todo.popleft()
+            if worker.ready and worker.item is None and self._todo:
+                position = self._todo.popleft()
                 try:
-                    worker.send(position, item)
+                    worker.send(position, self._items[position])
                 except BrokenPipeError:  # it died while idle: no item is to blame
-                    todo.appendleft((position, item))
+                    self._todo.appendleft(position)
                     worker.item = None
                     self._discard(worker)
 
-    def _collect(self, grades: dict[int, Grade]) -> None:
-        """Waits for the next message or deadline and books what came of it."""
+    def _receive(self, *, wait: bool) -> None:
+        """Books what has arrived and which deadlines have passed; with wait, until there is one or the other."""
         waiting = [worker for worker in self._workers if worker.item is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in waiting:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
             pause = min((worker.deadline for worker in waiting), default=time.monotonic()) - time.monotonic()
-            arrived = [key.data for key, _ in selector.select(max(pause, 0.0))]
+            arrived = [key.data for key, _ in selector.select(max(pause, 0.0) if wait else 0.0)]
         for worker in arrived:
             messages = worker.receive()
-            if messages is None:
-                self._give_up(worker, grades, "grader process ended with exit code {code}")
+            if messages is None and worker.ready and worker.item is not None and worker.item not in self._crashed:
+                self._crashed.add(worker.item)
+                self._todo.appendleft(worker.item)
+                self._discard(worker)
+            elif messages is None:
+                self._give_up(worker, "grader process ended with exit code {code}")
             for message in messages or []:
-                self._book(worker, message, grades)
+                self._book(worker, message)
         for worker in waiting:
             if worker in self._workers and worker not in arrived and time.monotonic() >= worker.deadline:
-                limit = self.timeout_s if worker.started else START_LIMIT_S
-                self._give_up(worker, grades, f"grader timed out after {limit:g} s")
+                limit = worker.limit_s if worker.started else START_LIMIT_S
+                self._give_up(worker, f"grader timed out after {limit:g} s")
 
-    def _book(self, worker: _Worker, message: dict[str, Any], grades: dict[int, Grade]) -> None:
+    def _book(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "ready" in message:
             worker.ready = True
         elif "started" in message:
             worker.started = True
-            worker.deadline = time.monotonic() + self.timeout_s
+            worker.deadline = time.monotonic() + worker.limit_s
         elif "user_error" in message:
             raise DataError(message["user_error"])
         else:
             assert worker.item is not None, message
-            grades[worker.item] = Grade(message.get("correct"), message.get("error"))
+            self._grades[worker.item] = Grade(message.get("correct"), message.get("error"))
             worker.item = None
 
-    def _give_up(self, worker: _Worker, grades: dict[int, Grade], reason: str) -> None:
+    def _give_up(self, worker: _Worker, reason: str) -> None:
         item = worker.item
         code = self._discard(worker)
         if not worker.ready:
             fix = "run `python -m r1train.reward.worker 1` and read its error"
             raise EnvironmentProblem(f"a grader process did not start (exit code {code}). Fix: {fix}")
         if item is not None:
-            grades[item] = Grade(None, reason.format(code=code))
+            self._grades[item] = Grade(None, reason.format(code=code))
 
     def _discard(self, worker: _Worker) -> int:
         self._workers.remove(worker)

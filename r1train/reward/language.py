@@ -38,14 +38,19 @@ class Window:
 
 
 def language_score(prompt: Prompt, response: str) -> float:
-    """Words of the target language / words of the chain of thought, in [0, 1]; 1.0 where it has no words at all.
+    """Words of the target language / words of the chain of thought, in [0, 1].
 
+    A chain of thought of numbers and signs alone has 1.0: nothing in it is in another language, and less would teach
+    the policy to pad sums with words. A blank one has 0.0: leaving out the thinking must not earn what thinking earns.
     Words are runs of letters; LaTeX commands and single letters of an alphabet (variables) are none; in Chinese,
     Japanese and Thai each character is one. The target is prompt.metadata["language"] (ISO 639-1), else the question's
     language, else, where the question does not tell (3 + 4 = ?), the language of most of the chain of thought. Raises
     DataError for a language that is not in LANGUAGES.
     """
-    windows = split_windows(extract_thinking(response))
+    thinking = extract_thinking(response)
+    if not thinking.strip():
+        return 0.0
+    windows = split_windows(thinking)
     total = sum(window.words for window in windows)
     if total == 0:
         return 1.0

@@ -1,8 +1,9 @@
 """A grader process: reads one item per line on stdin, answers on stdout (python -m r1train.reward.worker TIMEOUT_S).
 
-It imports the verifiers and nothing else of the project. Messages are JSON lines. Worker: {"ready": true} after
-start-up. Parent: {"task", "answer", "entry"}. Worker: {"started": true} once the task's verifier is imported, then
-{"correct": x} or {"error": text} or {"user_error": text}, the last for what stops the run (an unknown task).
+It imports the verifiers and nothing heavy of the project. Messages are JSON lines. Worker: {"ready": true} after
+start-up. Parent: {"task", "answer", "entry", "limit_s"}. Worker: {"started": true} once the task's verifier is
+imported, then {"correct": x} or {"error": text} or {"user_error": text}, the last for what stops the run (an unknown
+task).
 """
 
 import json
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from r1train.dist.parent import end_with_parent
 from r1train.errors import R1TrainError
 from r1train.reward.accuracy import verifier_of, verify
 
@@ -27,8 +29,9 @@ def serve(
     """Answers items until stdin closes. grade: (task, answer, entry) -> value; prepare: imports what a task needs.
 
     Whatever a verifier prints goes to stderr, so that it cannot forge an answer. The parent kills a worker that hangs;
-    where the parent itself was killed, the alarm ends the worker.
+    where the parent itself was killed, the kernel ends the worker (Linux), or the alarm does.
     """
+    end_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     logging.disable(logging.ERROR)  # math-verify warns about the time-outs that this process replaces
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -38,7 +41,7 @@ def serve(
         item = json.loads(line)
         try:
             prepare(item["task"])
-            signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 1)
+            signal.setitimer(signal.ITIMER_REAL, 2 * (item.get("limit_s") or timeout_s) + 1)
             _send(channel, {"started": True})
             value, error = grade_one(grade, item["task"], item["answer"], item["entry"])
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Groups with rewards -> packed micro-batches with everything the GRPO loss needs at each token."""
+"""Groups with rewards -> packed micro-batches with everything the RL loss needs at each token."""
 
 from dataclasses import dataclass, replace
 
@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from r1train.data.batch import pack
+from r1train.config.schema_rl import OverlongConfig
+from r1train.data.batch import PackedBatch, pack
 from r1train.data.chat import Sample as TokenSample
 from r1train.data.packing import best_fit
 from r1train.rl.aggregate import Aggregation, GlobalCounts, token_weights
+from r1train.rl.overlong import is_trained
 from r1train.rollout.types import Group
 from r1train.train.batches import packed_micro_batches
 from r1train.train.forward import MicroBatch
@@ -26,14 +28,15 @@ class TrainSample:
     engine_logprobs: np.ndarray
 
 
-def train_samples(groups: list[Group], advantages: torch.Tensor) -> list[TrainSample]:
-    """Samples of this rank in order, each with its advantage [S]."""
+def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: OverlongConfig) -> list[TrainSample]:
+    """Samples of this rank in order, each with its advantage [S], without those that the overlong rule leaves out."""
     samples = [(group.prompt, sample) for group in groups for sample in group.samples]
     return [
         TrainSample(
             f"{prompt.id}/{sample.index}", prompt.token_ids, sample.tokens, advantages[position].item(), sample.logprobs
         )
         for position, (prompt, sample) in enumerate(samples)
+        if is_trained(sample, overlong)
     ]
 
 
@@ -45,20 +48,37 @@ class PackedSamples:
     counts: GlobalCounts
 
 
+EXTRAS = ("advantages", "engine_logprobs", "weights")
+
+
 def pack_samples(
     samples: list[TrainSample], *, seq_length: int, pad_id: int, aggregation: Aggregation, max_response_tokens: int
 ) -> PackedSamples:
-    """Pack one minibatch of this rank. Collective: every rank gets the same number of micro-batches.
+    """Pack one minibatch of this rank, which may be empty. Collective: every rank gets as many micro-batches.
 
     Extras per token: advantages, engine_logprobs, weights (the aggregation rule over the global counts).
     """
     counts = _global_counts(samples, max_response_tokens)
+    rows = pack_rows(samples, counts, seq_length=seq_length, pad_id=pad_id, aggregation=aggregation)
+    batches = packed_micro_batches(rows, seq_length=seq_length, pad_id=pad_id)
+    return PackedSamples([_with_all_extras(batch) for batch in batches], counts)
+
+
+def pack_rows(
+    samples: list[TrainSample], counts: GlobalCounts, *, seq_length: int, pad_id: int, aggregation: Aggregation
+) -> list[PackedBatch]:
+    """Rows of at most seq_length tokens, the samples placed best-fit; their weights are of the counts given."""
     token_samples = [_token_sample(sample, counts, aggregation) for sample in samples]
     bins = best_fit(
         [len(sample.tokens) for sample in token_samples], seq_length, names=[sample.id for sample in token_samples]
     )
-    rows = [pack([token_samples[item] for item in one], seq_length=seq_length, pad_id=pad_id) for one in bins]
-    return PackedSamples(packed_micro_batches(rows, seq_length=seq_length, pad_id=pad_id), counts)
+    return [pack([token_samples[item] for item in one], seq_length=seq_length, pad_id=pad_id) for one in bins]
+
+
+def _with_all_extras(batch: MicroBatch) -> MicroBatch:
+    """A rank without samples has rows of padding only, which know no extras."""
+    nothing = torch.zeros_like(batch.loss_mask)
+    return replace(batch, extras={name: batch.extras.get(name, nothing) for name in EXTRAS})
 
 
 def _global_counts(samples: list[TrainSample], max_response_tokens: int) -> GlobalCounts:

@@ -1,4 +1,4 @@
-"""GRPO's per-token loss: clipped ratio and k3 KL (DeepSeekMath eq. 3 and 4; DeepSeek-R1 eq. 1 to 3).
+"""The RL loss per token: corrected policy loss plus KL, assembled from the rules that the config names.
 
 Shapes: T packed tokens of one micro-batch.
 """
@@ -8,84 +8,92 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp() of a larger log-ratio would overflow fp32 and turn the gradient of the branch not taken into NaN.
-MAX_LOG_RATIO = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLoss:
-    """loss: [T], 0 where the mask is 0, carries the gradient.
-
-    sums: detached scalars to add over micro-batches and ranks (tokens, clipped, kl, ratio), so that e.g. the clip share
-    is clipped / tokens. ratio_max: detached scalar to reduce with max (0 when there is no token).
-    """
-
-    loss: Tensor
-    sums: dict[str, Tensor]
-    ratio_max: Tensor
-
-
-def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL estimate x - ln x - 1 >= 0 with x = pi_ref / pi_theta (DeepSeekMath eq. 4); its gradient by logprobs is 1 - x.
-
-    The log-ratio is kept within +-20; beyond it the gradient is 0.
-    """
-    return _k3_of_log_ratio(ref_logprobs - logprobs)
-
-
-def _k3_of_log_ratio(log_x: Tensor) -> Tensor:
-    log_x = log_x.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return torch.exp(log_x) - log_x - 1.0
+from r1train.config.schema_rl import RlConfig
+from r1train.rl.correction import correction, off_policy_mask
+from r1train.rl.kl import KL_ESTIMATORS, bounded_log_ratio
+from r1train.rl.policy_loss import POLICY_LOSSES, PolicyTokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprobs:
-    """Log-probabilities of the same tokens, each [T]: policy (with gradient), at rollout, and of the reference.
+    """Log-probabilities of the same tokens, each [T]: policy (with gradient), trainer at rollout, engine, reference.
 
     reference None: no reference model is kept (kl_coef 0).
     """
 
     policy: Tensor
     old: Tensor
+    engine: Tensor
     reference: Tensor | None
 
 
-def grpo_token_loss(
-    logprobs: TokenLogprobs,
-    *,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float,
-    clip_high: float,
-    kl_coef: float,
-) -> TokenLoss:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * k3 per token, r = pi_theta / pi_old.
+@dataclass(frozen=True, kw_only=True)
+class SampleTokens:
+    """advantages: float [T], the sample's advantage at each of its tokens; mask: [T], 1 on response tokens.
 
-    advantages: [T], the sample's advantage at each of its tokens; mask: [T], 1 on response tokens.
-    R1's epsilon 10 is clip_low = clip_high = 10, i.e. r within [-9, 11]: only r > 11 with A > 0 is ever clipped.
-    A token counts as clipped when the clip removes its gradient. Raises ValueError for kl_coef without a reference.
+    segments: int64 [T], the sequence of each token.
     """
-    if kl_coef != 0.0 and logprobs.reference is None:
-        raise ValueError(f"kl_coef = {kl_coef} needs reference logprobs")
-    keep = mask.bool()
-    # Masked before exp(): padding may hold anything, and inf * 0 would be NaN.
-    log_ratio = torch.where(keep, logprobs.policy - logprobs.old, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = torch.exp(log_ratio)
-    low, high = 1.0 - clip_low, 1.0 + clip_high
-    loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    kl = torch.zeros_like(ratio)
+
+    advantages: Tensor
+    mask: Tensor
+    segments: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """loss: [T], 0 where the mask is 0, carries the gradient. ratio: [T], compared with the clip bounds, detached.
+
+    sums: detached scalars to add over micro-batches and ranks, so that e.g. the clip share is clipped / tokens.
+    """
+
+    loss: Tensor
+    ratio: Tensor
+    sums: dict[str, Tensor]
+
+
+def token_loss(logprobs: TokenLogprobs, tokens: SampleTokens, cfg: RlConfig) -> TokenLoss:
+    """correction * policy loss + kl_coef * KL estimate per token; aggregate.py makes one number of them.
+
+    The corrections weigh the policy loss only (arXiv 2512.02556: the KL of a masked sequence stays). Raises ValueError
+    for kl_coef without a reference.
+    """
+    if cfg.kl_coef != 0.0 and logprobs.reference is None:
+        raise ValueError(f"kl_coef = {cfg.kl_coef} needs reference logprobs")
+    keep, segments = tokens.mask.bool(), tokens.segments
+    log_ratio = bounded_log_ratio(logprobs.policy, logprobs.old, keep)
+    policy = POLICY_LOSSES[cfg.policy_loss](
+        PolicyTokens(
+            logprobs=torch.where(keep, logprobs.policy, 0.0),
+            log_ratio=log_ratio,
+            advantages=tokens.advantages,
+            keep=keep,
+            segments=segments,
+            low=1.0 - cfg.clip_low,
+            high=1.0 + cfg.clip_high,
+        )
+    )
+    weight = correction(bounded_log_ratio(logprobs.old, logprobs.engine, keep), keep, segments, cfg.correction)
+    if cfg.correction.off_policy_delta is not None:
+        drift = bounded_log_ratio(logprobs.engine, logprobs.policy.detach(), keep)
+        weight = weight * off_policy_mask(drift, tokens.advantages, keep, segments, cfg.correction.off_policy_delta)
+    loss = policy.loss * weight
+    kl = torch.zeros_like(loss)
     if logprobs.reference is not None:
-        kl = _k3_of_log_ratio(torch.where(keep, logprobs.reference - logprobs.policy, 0.0))
-        loss = loss + kl_coef * kl
-    clipped = keep & (((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0)))
-    seen = torch.where(keep, ratio, 0.0).detach()
+        log_x = bounded_log_ratio(logprobs.reference, logprobs.policy, keep)
+        kl = KL_ESTIMATORS[cfg.kl_estimator](log_x, log_ratio)
+        loss = loss + cfg.kl_coef * kl
+    sums = {
+        "tokens": keep,
+        "ratio": torch.where(keep, policy.ratio, 0.0),
+        "clipped": policy.clipped_low | policy.clipped_high,
+        "clipped_low": policy.clipped_low,
+        "clipped_high": policy.clipped_high,
+        "kl": kl.detach(),
+        "correction": torch.where(keep, weight, 0.0),
+        "left_out": keep & (weight == 0.0),
+    }
     return TokenLoss(
         loss=torch.where(keep, loss, 0.0),
-        sums={
-            "tokens": keep.sum().float(),
-            "clipped": clipped.sum().float(),
-            "kl": kl.sum().detach(),
-            "ratio": seen.sum(),
-        },
-        ratio_max=seen.max() if seen.numel() else seen.sum(),
+        ratio=policy.ratio,
+        sums={name: value.sum().to(loss.dtype) for name, value in sums.items()},
     )

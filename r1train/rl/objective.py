@@ -1,13 +1,17 @@
-"""Objectives on the main head: log-probabilities of given tokens, and GRPO's loss on them."""
+"""Objectives on the main head: log-probabilities of given tokens, and the RL loss on them."""
 
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
-from r1train.config.schema import GrpoStage
+from r1train.config.schema_rl import RlConfig
 from r1train.model.gpt import R1Model
-from r1train.rl.loss import TokenLogprobs, grpo_token_loss
+from r1train.rl.entropy import entropy_of_logits
+from r1train.rl.histogram import RatioHistogram
+from r1train.rl.loss import SampleTokens, TokenLogprobs, token_loss
+from r1train.rl.segments import segment_ids
 from r1train.train.forward import LossOutput, MicroBatch
 
 
@@ -30,8 +34,26 @@ def _label_logprobs(
     return -cross_entropy.transpose(0, 1)
 
 
+def _label_logprobs_and_entropy(
+    *, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext
+) -> torch.Tensor:
+    """hidden [s, b, h] -> [2, b, s], float32: log-probability of each label, and entropy, which has no gradient."""
+    logits, _ = output_layer(hidden_states)
+    # Before the cross entropy, whose kernels may work in place.
+    group = parallel_state.get_tensor_model_parallel_group()
+    entropy = entropy_of_logits(
+        logits, temperature=context.temperature, group=group if group.size() > 1 else None
+    ).transpose(0, 1)
+    cross_entropy = vocab_parallel_cross_entropy(
+        logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous()
+    )
+    return torch.stack([-cross_entropy.transpose(0, 1), entropy])
+
+
 class LogprobObjective:
     """Forward only: what the trainer says about tokens that were sampled at `temperature`."""
+
+    _output_processor = staticmethod(_label_logprobs)
 
     def __init__(self, temperature: float):
         self._temperature = temperature
@@ -43,7 +65,7 @@ class LogprobObjective:
             None,
             packed_seq_params=batch.packed_seq_params(),
             padding_mask=batch.padding_mask(),
-            output_processor=_label_logprobs,
+            output_processor=self._output_processor,
             output_processor_context=_LogprobContext(batch.labels, self._temperature),
         )
 
@@ -52,34 +74,50 @@ class LogprobObjective:
 
 
 class GrpoObjective(LogprobObjective):
-    """Clipped ratio plus k3 KL (DeepSeekMath eq. 3 and 4), weighted per token by the aggregation rule.
+    """The algorithm's loss per token (rl/loss.py), weighted by the aggregation rule. One object serves one step.
 
-    The batch's extras: advantages, old_logprobs, ref_logprobs, weights. weights sum to 1 over the step, and gradients
-    are divided by the step's token count at the end, so the loss is multiplied by that count (num_tokens) here.
+    The batch's extras: advantages, old_logprobs, engine_logprobs, weights, and ref_logprobs where a reference is kept.
+    weights sum to 1 over the step, and gradients are divided by the step's token count at the end, so the loss is
+    multiplied by that count (num_tokens) here.
     """
 
-    def __init__(self, stage: GrpoStage, temperature: float, *, num_tokens: int):
+    _output_processor = staticmethod(_label_logprobs_and_entropy)
+
+    def __init__(self, cfg: RlConfig, temperature: float, *, num_tokens: int):
         super().__init__(temperature)
-        self._stage = stage
+        self._cfg = cfg
         self._num_tokens = num_tokens
+        self._ratios = RatioHistogram(torch.cuda.current_device())
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
-        stage = self._stage
-        token_loss = grpo_token_loss(
+        assert batch.cu_seqlens is not None, "RL trains on packed rows"
+        logprobs, entropy = output[0, 0], output[1, 0].detach()
+        mask, extras = batch.loss_mask[0], {name: extra[0] for name, extra in batch.extras.items()}
+        result = token_loss(
             TokenLogprobs(
-                policy=output[0], old=batch.extras["old_logprobs"][0], reference=batch.extras["ref_logprobs"][0]
+                policy=logprobs,
+                old=extras["old_logprobs"],
+                engine=extras["engine_logprobs"],
+                reference=extras.get("ref_logprobs"),
             ),
-            advantages=batch.extras["advantages"][0],
-            mask=batch.loss_mask[0],
-            clip_low=stage.clip_low,
-            clip_high=stage.clip_high,
-            kl_coef=stage.kl_coef,
+            SampleTokens(advantages=extras["advantages"], mask=mask, segments=segment_ids(batch.cu_seqlens)),
+            self._cfg,
         )
-        loss_sum = (token_loss.loss * batch.extras["weights"][0]).sum() * self._num_tokens
+        self._ratios.add(result.ratio.log(), mask.bool())
+        loss_sum = (result.loss * extras["weights"]).sum() * self._num_tokens
         logs = {
             "loss": loss_sum.detach(),
-            "kl": token_loss.sums["kl"],
-            "ratio": token_loss.sums["ratio"],
-            "clip_share": token_loss.sums["clipped"],
+            "kl": result.sums["kl"],
+            "ratio": result.sums["ratio"],
+            "clip_share": result.sums["clipped"],
+            "clip_low_share": result.sums["clipped_low"],
+            "clip_high_share": result.sums["clipped_high"],
+            "correction_mean": result.sums["correction"],
+            "left_out_share": result.sums["left_out"],
+            "entropy": torch.where(mask.bool(), entropy, 0.0).sum(),
         }
         return LossOutput(loss_sum, batch.loss_mask.sum().int(), logs)
+
+    def ratio_quantiles(self) -> dict[str, float]:
+        """Of the ratio that the clip looks at, over all response tokens of the step. Collective, once per object."""
+        return self._ratios.reduce().quantiles("ratio")

@@ -9,9 +9,9 @@ from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist import pipeline
 from r1train.dist.comm import largest_count
-from r1train.model.decode import next_token_logits, rotary_angles, stage_forward
+from r1train.model.decode import empty_cache, next_token_logits, rotary_angles, stage_forward
 from r1train.model.gpt import R1Model
-from r1train.model.latent_cache import LatentCache
+from r1train.model.token_cache import TokenCache
 from r1train.rollout.engine import SamplingParams
 from r1train.rollout.sampling import choose_tokens, sample_noise
 from r1train.rollout.types import Group, Sample
@@ -32,7 +32,7 @@ class _Batch:
 
 
 class NativeEngine:
-    """Batched sampling with a latent cache, over data, expert and pipeline parallel ranks (not tensor parallel).
+    """Batched sampling with a cache, over data, expert and pipeline parallel ranks (not tensor parallel).
 
     Ranks of one expert group run every forward together, so all ranks make as many batches and steps as the busiest.
     """
@@ -84,23 +84,16 @@ class NativeEngine:
             lengths=torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def _prefill(self, prompt_ids: list[tuple[int, ...]], budget: int) -> tuple[LatentCache, torch.Tensor | None]:
+    def _prefill(self, prompt_ids: list[tuple[int, ...]], budget: int) -> tuple[TokenCache, torch.Tensor | None]:
         """Cache of every prompt with room for the budget, and the next token's logits on the last stage."""
-        config = self._model.config
         device = next(self._model.parameters()).device
         lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
         longest = int(lengths.max())
         tokens = torch.full((len(prompt_ids), longest), self._tokenizer.pad_id, device=device)
         for row, ids in enumerate(prompt_ids):
             tokens[row, : len(ids)] = torch.tensor(ids, device=device)
-        shape = (
-            len(self._model.decoder.layers),
-            len(prompt_ids),
-            longest + budget,
-            config.kv_lora_rank + config.qk_pos_emb_head_dim,
-        )
-        cache = LatentCache.empty(shape, dtype=config.params_dtype, device=device)
-        self._rotary = rotary_angles(self._model.decoder.layers[0].self_attention, longest + budget)
+        cache = empty_cache(self._model, sequences=len(prompt_ids), capacity=longest + budget, device=device)
+        self._rotary = rotary_angles(self._model, longest + budget)
         positions = torch.arange(longest, device=device).expand(len(prompt_ids), -1)
         hidden = self._forward(tokens, cache, positions)
         # Right padding of a short prompt lies in slots that its response overwrites before they are visible.
@@ -109,7 +102,7 @@ class NativeEngine:
             return cache, None
         return cache, next_token_logits(self._model, hidden[lengths - 1, torch.arange(len(prompt_ids), device=device)])
 
-    def _forward(self, tokens: torch.Tensor, cache: LatentCache, positions: torch.Tensor) -> torch.Tensor | None:
+    def _forward(self, tokens: torch.Tensor, cache: TokenCache, positions: torch.Tensor) -> torch.Tensor | None:
         """Tokens [b, s] through all pipeline stages; hidden [s, b, h] on the last, None elsewhere."""
         config = self._model.config
         inputs = tokens
@@ -122,7 +115,7 @@ class NativeEngine:
         return None
 
     def _decode(
-        self, batch: _Batch, cache: LatentCache, logits: torch.Tensor | None, params: SamplingParams, *, idle: bool
+        self, batch: _Batch, cache: TokenCache, logits: torch.Tensor | None, params: SamplingParams, *, idle: bool
     ) -> None:
         """Sample until every sequence of every rank ended; finished rows leave the batch once half of it is done."""
         done = torch.full_like(batch.rows, idle, dtype=torch.bool)

@@ -22,7 +22,12 @@ def choose_tokens(
 
     Inverse CDF over the smallest set of most likely tokens whose mass reaches top_p (arXiv 1904.09751 section 3.1).
     The logprob is that of the tempered distribution before top-p, the one the trainer computes.
+    Temperature 0 is greedy decoding, for evaluation: the most likely token, with its logprob at temperature 1.
     """
+    if temperature == 0.0:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        greedy = logprobs.argmax(dim=-1)
+        return greedy, logprobs.gather(1, greedy[:, None])[:, 0]
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
     if top_p < 1.0:
         ordered, tokens = logprobs.exp().sort(dim=-1, descending=True, stable=True)

@@ -2,44 +2,61 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
-from r1train.data.prompts import PromptSet
+from r1train.data.prompts import Prompt, PromptSet
 from r1train.dist.seed import stream
 from r1train.eval.generate import local_part
 from r1train.log.result import StageResult
 from r1train.model.gpt import R1Model
-from r1train.reward.base import Score
 from r1train.reward.score import Scorer
 from r1train.rl.advantage import group_advantages
 from r1train.rl.batch import PackedSamples, TrainSample, pack_samples, train_samples, with_extra
+from r1train.rl.dynamic_sampling import Rollout, ScoredGroup, collect
+from r1train.rl.gather import gather_objects
 from r1train.rl.mismatch import logprob_gap
 from r1train.rl.objective import GrpoObjective, LogprobObjective
+from r1train.rl.overlong import shaped_score
 from r1train.rl.reference import build_reference, refresh_reference
 from r1train.rl.statistics import rollout_statistics
-from r1train.rollout.engine import SamplingParams
-from r1train.rollout.types import Group, append_rows, group_to_row
+from r1train.rl.stops import GaugeStop, beyond_limits
+from r1train.rollout.engine import Engine, SamplingParams
+from r1train.rollout.types import append_rows, group_to_row
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine, policy_evals
-from r1train.train.checkpoint import latest_checkpoint, load_weights, resume
+from r1train.train.checkpoint import checkpoints, latest_checkpoint, load_weights, resume, save_checkpoint
 from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
 from r1train.train.setup import Trainer, build_trainer
-from r1train.train.step import train_step
+from r1train.train.step import StepResult, train_step
 from r1train.train.stop import StopSignal
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The policy in training and the frozen reference of its KL term."""
+    """The policy in training and the frozen reference of its KL term, None where that term weighs nothing."""
 
     trainer: Trainer
-    reference: R1Model
+    reference: R1Model | None
+
+    @property
+    def extra_modules(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds besides the policy."""
+        return {} if self.reference is None else {"reference": self.reference}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Prompts, the engine that answers them and the graders that score the answers."""
+
+    prompts: PromptSet
+    engine: Engine
+    scorer: Scorer
 
 
 def run(cfg: RunConfig) -> StageResult:
@@ -50,25 +67,35 @@ def run(cfg: RunConfig) -> StageResult:
         prompts = PromptSet(
             stage.prompts, job.tokenizer, seed=cfg.seed, max_prompt_tokens=cfg.rollout.max_prompt_tokens
         )
-        engine, stop = build_engine(job, trainer.module), StopSignal()
+        sampler, stop = Sampler(prompts, build_engine(job, trainer.module), scorer), StopSignal()
         with StepLog(trainer) as log:
             while trainer.state.step < stage.steps:
                 started = time.monotonic()
-                asked = prompts.take(trainer.state.position, stage.prompts_per_step * stage.minibatches_per_step)
-                groups = engine.generate(local_part(asked), sampling(cfg, trainer), policy_version=trainer.state.step)
-                scores = scorer.score([(group.prompt, sample.text) for group in groups for sample in group.samples])
-                store_rollout(cfg, trainer, groups, scores)
-                statistics = rollout_statistics(groups, scores)
-                samples = train_samples(groups, advantages(groups, scores, cfg))
+                rollout = roll_out(trainer, sampler)
+                store_rollout(cfg, trainer, rollout.generated)
+                statistics = rollout_statistics(
+                    [one.group for one in rollout.generated],
+                    [score for one in rollout.generated for score in one.scores],
+                )
+                samples = train_samples(
+                    [one.group for one in rollout.chosen], advantages(rollout.chosen, cfg), cfg.rl.overlong
+                )
                 minibatches = [
                     with_logprobs(job, policy, minibatch) for minibatch in split(samples, cfg, step=trainer.state.step)
                 ]
-                for minibatch in minibatches:
-                    update(policy, log, minibatch, statistics, seconds=time.monotonic() - started)
+                gauges = [{**statistics, **rollout.gauges, **logprob_gap(packed.batches)} for packed in minibatches]
+                # Before the first update: what is saved here has not learned from a rollout that cannot be trusted.
+                stop_if_beyond(policy, gauges)
+                taken = prompts_of_updates(rollout.asked, cfg)
+                results = []
+                for packed, known, count in zip(minibatches, gauges, taken, strict=True):
+                    results.append(update(policy, packed, samples=count))
+                    log.write(results[-1], seconds=time.monotonic() - started, extra=known)
                     started = time.monotonic()
-                if trainer.state.step % stage.reference_refresh_steps == 0:
+                if policy.reference is not None and trainer.state.step % stage.reference_refresh_steps == 0:
                     refresh_reference(policy.reference, trainer)
-                save_if_due(trainer, stop, {"reference": policy.reference})
+                stop_if_beyond(policy, [result.logs for result in results])
+                save_if_due(trainer, stop, policy.extra_modules)
         return stage_result(job, policy_evals(job, trainer))
 
 
@@ -77,31 +104,63 @@ def open_policy(job: Session) -> Policy:
     trainer = build_trainer(job.cfg, job.device, total_steps=job.cfg.stage.steps)
     parent = latest_checkpoint(Path(job.cfg.stage.init_from))
     load_weights(trainer, parent)
-    policy = Policy(trainer, build_reference(trainer))
-    resume(trainer, {"reference": policy.reference})
+    policy = Policy(trainer, build_reference(trainer) if job.cfg.rl.kl_coef > 0 else None)
+    resume(trainer, policy.extra_modules)
     return policy
 
 
-def sampling(cfg: RunConfig, trainer: Trainer) -> SamplingParams:
+def roll_out(trainer: Trainer, sampler: Sampler) -> Rollout:
+    """The groups of the next minibatches_per_step updates, sampled and scored with the weights as they are."""
+    cfg, stage = trainer.cfg, trainer.cfg.stage
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+    def ask(start: int, count: int, attempt: int) -> list[ScoredGroup]:
+        mine: list[Prompt] = local_part(sampler.prompts.take(trainer.state.position + start, count))
+        params = sampling(cfg, trainer, attempt=attempt)
+        groups = sampler.engine.generate(mine, params, policy_version=trainer.state.step)
+        scores = iter(sampler.scorer.score([(group.prompt, one.text) for group in groups for one in group.samples]))
+        budget = cfg.rollout.max_response_tokens
+        return [
+            ScoredGroup(
+                start + rank + size * index,
+                group,
+                tuple(shaped_score(one, next(scores), cfg.rl.overlong, budget=budget) for one in group.samples),
+            )
+            for index, group in enumerate(groups)
+        ]
+
+    wanted = stage.prompts_per_step * stage.minibatches_per_step
+    return collect(ask, gather_objects, wanted=wanted, cfg=cfg.rl.sampling)
+
+
+def sampling(cfg: RunConfig, trainer: Trainer, *, attempt: int) -> SamplingParams:
+    """Every try of a rollout draws other numbers: with few prompts a later one asks the same prompt again."""
+    name = f"{cfg.step}/{trainer.state.step}"
     return SamplingParams(
         samples_per_prompt=cfg.stage.samples_per_prompt,
         temperature=cfg.rollout.temperature,
         top_p=cfg.rollout.top_p,
         max_response_tokens=cfg.rollout.max_response_tokens,
         seed=cfg.seed,
-        name=f"{cfg.step}/{trainer.state.step}",
+        name=name if attempt == 0 else f"{name}/{attempt}",
     )
 
 
-def advantages(groups: list[Group], scores: list[Score], cfg: RunConfig) -> torch.Tensor:
+def advantages(rollout: list[ScoredGroup], cfg: RunConfig) -> torch.Tensor:
     """Advantage of every sample of this rank [S]; a sample whose grader failed gets 0 and counts in no statistic."""
-    ids = [group.prompt.id for group in groups for _ in group.samples]
+    scores = [score for one in rollout for score in one.scores]
     return group_advantages(
         torch.tensor([score.value for score in scores]),
-        ids,
-        std=cfg.stage.advantage_std,
+        [str(one.place) for one in rollout for _ in one.scores],
+        std=cfg.rl.advantage_std,
         valid=torch.tensor([score.error is None for score in scores], dtype=torch.bool),
     )
+
+
+def prompts_of_updates(asked: int, cfg: RunConfig) -> list[int]:
+    """How far each update of a rollout moves the position in the prompts: what no group was kept of, with the first."""
+    each, updates = cfg.stage.prompts_per_step, cfg.stage.minibatches_per_step
+    return [asked - each * (updates - 1), *[each] * (updates - 1)]
 
 
 def split(samples: list[TrainSample], cfg: RunConfig, *, step: int) -> list[list[TrainSample]]:
@@ -119,30 +178,42 @@ def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> P
         samples,
         seq_length=stage.seq_length,
         pad_id=job.tokenizer.pad_id,
-        aggregation=stage.aggregation,
+        aggregation=cfg.rl.aggregation,
         max_response_tokens=cfg.rollout.max_response_tokens,
     )
     batches = [batch.to(job.device.torch_device) for batch in packed.batches]
     objective = LogprobObjective(cfg.rollout.temperature)
     batches = with_extra(batches, "old_logprobs", forward_only(policy.trainer.model, batches, objective))
-    batches = with_extra(batches, "ref_logprobs", forward_only(policy.reference, batches, objective))
+    if policy.reference is not None:
+        batches = with_extra(batches, "ref_logprobs", forward_only(policy.reference, batches, objective))
     return PackedSamples(batches, packed.counts)
 
 
-def update(
-    policy: Policy, log: StepLog, packed: PackedSamples, statistics: dict[str, float], *, seconds: float
-) -> None:
-    """One optimizer step on one minibatch; seconds: what the rollout took that this step has to carry."""
-    started = time.monotonic()
-    trainer, stage = policy.trainer, policy.trainer.cfg.stage
-    gap = logprob_gap(packed.batches)
-    objective = GrpoObjective(stage, trainer.cfg.rollout.temperature, num_tokens=packed.counts.tokens)
+def update(policy: Policy, packed: PackedSamples, *, samples: int) -> StepResult:
+    """One optimizer step on one minibatch; samples: prompts that the position moves on by."""
+    trainer, rl = policy.trainer, policy.trainer.cfg.rl
+    objective = GrpoObjective(rl, trainer.cfg.rollout.temperature, num_tokens=packed.counts.tokens)
     result = train_step(trainer, packed.batches, objective)
-    trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=stage.prompts_per_step)
-    log.write(result, seconds=seconds + time.monotonic() - started, extra={**statistics, **gap})
+    trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
+    return replace(result, logs={**result.logs, **objective.ratio_quantiles()})
 
 
-def store_rollout(cfg: RunConfig, trainer: Trainer, groups: list[Group], scores: list[Score]) -> None:
+def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]]) -> None:
+    """Save the state and end the run where a gauge is beyond rl.stop_if. Between rollouts only, on every rank alike."""
+    trainer, cfg = policy.trainer, policy.trainer.cfg
+    lines = list(dict.fromkeys(line for values in gauges for line in beyond_limits(values, cfg.rl.stop_if)))
+    if not lines:
+        return
+    step = trainer.state.step
+    # Before the first update there is nothing to save: the optimizer is empty and the weights are the parent's.
+    if step > 0 and not any(folder.name == f"step_{step:08d}" for folder in checkpoints(cfg.run_dir)):
+        save_checkpoint(trainer, policy.extra_modules)
+    saved = f"State saved at step {step}" if step > 0 else "No update was done"
+    fix = "Fix: find the cause (docs/rl.md), or raise the limit; starting the stage again continues from there"
+    raise GaugeStop(f"{cfg.step}: {'; '.join(lines)}. {saved}. {fix}")
+
+
+def store_rollout(cfg: RunConfig, trainer: Trainer, rollout: list[ScoredGroup]) -> None:
     """This rank's samples and scores in <run>/rollouts, one file per rollout; a repeated rollout replaces its file."""
     if not parallel_state.is_pipeline_last_stage():
         return
@@ -150,8 +221,6 @@ def store_rollout(cfg: RunConfig, trainer: Trainer, groups: list[Group], scores:
     path = cfg.run_dir / "rollouts" / f"step_{trainer.state.step:08d}_dp_{rank:04d}.jsonl"
     partial = path.with_suffix(".tmp")
     partial.unlink(missing_ok=True)
-    rest = iter(scores)
-    append_rows(
-        partial, [{**group_to_row(group), "scores": [next(rest).to_row() for _ in group.samples]} for group in groups]
-    )
+    rows = [{**group_to_row(one.group), "scores": [score.to_row() for score in one.scores]} for one in rollout]
+    append_rows(partial, rows)
     os.replace(partial, path)

@@ -21,16 +21,22 @@ from r1train.data.cold_start import apportion, cold_start_rows, worked_text
 from r1train.data.corpus import write_corpus
 from r1train.data.documents import BUILTIN_PREFIX, asset, documents
 from r1train.data.files import write_rows
+from r1train.data.fim import FimRule
 from r1train.data.order import epoch_order
 from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_problem_sets
 from r1train.data.solutions import has_worked_solutions
+from r1train.data.split import HELDOUT_SUFFIX, in_heldout
 from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import DataError
+from r1train.log.lock import hold
 from r1train.log.result import StageResult
 
 MARKER = "_DONE"
 PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
+LOCK_WAIT_S = 3600.0
 WORKED = BUILTIN_PREFIX + "worked"
+# What says where the files lie or how training reads them, not what is in them.
+NOT_IN_FILES = ("dir", "loader", "mask_across_documents")
 # Raised when the same config must give other files than before.
 _FORMAT = 1
 # Text of each corpus that the tokenizer sees: enough for its merges, little enough to keep a large corpus quick.
@@ -58,9 +64,13 @@ def run(cfg: RunConfig) -> dict:
 
 
 def run_stage(cfg: RunConfig) -> StageResult:
-    """The stage's row in the table: what the corpora hold, in tokens."""
+    """The stage's row in the table: what the corpora hold, in tokens.
+
+    Another run that prepares the same folder is waited for; its result is taken where it is of the same inputs.
+    """
     started = time.monotonic()
-    summary = run(cfg)
+    with hold(Path(f"{cfg.data.dir}.lock"), wait_s=LOCK_WAIT_S):
+        summary = run(cfg)
     tokens = sum(corpus["tokens"] for corpus in summary["corpora"].values())
     return StageResult(
         id=cfg.step, title=cfg.step, stage=cfg.stage.name, tokens=tokens, seconds=time.monotonic() - started
@@ -76,7 +86,7 @@ def _fingerprint(data: DataConfig) -> str:
             sources.append([path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None)
     shipped = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(asset("").glob("*.gz"))]
     versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
-    config = {name: value for name, value in asdict(data).items() if name != "dir"}
+    config = {name: value for name, value in asdict(data).items() if name not in NOT_IN_FILES}
     content = json.dumps([_FORMAT, config, sources, shipped, versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -97,11 +107,22 @@ def _build(data: DataConfig, out: Path) -> dict:
     heldout = list(itertools.chain.from_iterable(of_task.heldout for of_task in sets))
     cold = list(itertools.chain.from_iterable(of_task.cold_start for of_task in sets))
     worked = _shuffled(list(itertools.chain.from_iterable(of_task.worked for of_task in sets)), data.seed, "worked")
-    texts = {corpus.name: _corpus_texts(corpus.source, worked) for corpus in data.corpora}
-    bpe = train_tokenizer(itertools.chain.from_iterable(map(_head, texts.values())), data.tokenizer_vocab_size)
+    every = {corpus.name: _corpus_texts(corpus.source, worked) for corpus in data.corpora}
+    texts = {name: _Side(source, data.heldout_fraction, heldout=False) for name, source in every.items()}
+    left_out = {name: _Side(source, data.heldout_fraction, heldout=True) for name, source in every.items()}
+    heads = itertools.chain.from_iterable(map(_head, texts.values()))
+    bpe = train_tokenizer(heads, data.tokenizer_vocab_size, fim=data.fim_rate > 0)
     save_tokenizer(bpe, out / "tokenizer")
     tokenizer = Tokenizer.load(out / "tokenizer")
-    sizes = {name: asdict(write_corpus(source, tokenizer, out / "corpus" / name)) for name, source in texts.items()}
+    fim = FimRule(data.fim_rate, data.seed) if data.fim_rate > 0 else None
+    sizes = {
+        name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, fim=fim)) for name, source in texts.items()
+    }
+    heldout_sizes = {
+        name: asdict(write_corpus(source, tokenizer, out / "corpus" / (name + HELDOUT_SUFFIX)))
+        for name, source in left_out.items()
+        if any(True for _ in source)
+    }
     rows = [
         cold_start_rows(of_task.cold_start, task, seed=data.seed)
         for task, of_task in zip(data.tasks, sets, strict=True)
@@ -109,6 +130,7 @@ def _build(data: DataConfig, out: Path) -> dict:
     assert_disjoint(train, heldout, cold, worked)
     return {
         "corpora": sizes,
+        "heldout_corpora": heldout_sizes,
         "cold_start": write_rows(
             out / "cold_start.jsonl", _shuffled(list(itertools.chain.from_iterable(rows)), data.seed, "cold_start")
         ),
@@ -161,6 +183,16 @@ class _Documents:
 
     def __iter__(self) -> Iterator[str]:
         return documents(self._source)
+
+
+class _Side:
+    """Documents of one side of the held-out split, from the beginning each time it is read."""
+
+    def __init__(self, texts: Iterable[str], share: float, *, heldout: bool):
+        self._texts, self._share, self._heldout = texts, share, heldout
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for text in self._texts if in_heldout(text, self._share) == self._heldout)
 
 
 def _head(texts: Iterable[str]) -> Iterator[str]:

@@ -1,31 +1,60 @@
-"""Pre-training: blended corpora -> checkpoint."""
+"""Pre-training: blended corpora -> checkpoint, and its perplexity on held-out documents."""
 
 from pathlib import Path
 
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
+from r1train.data.corpus_check import check_corpus
+from r1train.data.dali import open_loader
+from r1train.data.loader import Reader, WindowLoader
 from r1train.data.pretrain import PretrainSource
+from r1train.eval.perplexity import heldout_perplexity
 from r1train.log.result import StageResult
-from r1train.stages.session import session, stage_result
+from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import open_trainer, policy_evals
-from r1train.train.batches import dense_micro_batches
-from r1train.train.forward import LmObjective
+from r1train.train.batches import dense_micro_batches, masked_micro_batches
+from r1train.train.forward import LmObjective, MicroBatch
 from r1train.train.loop import StepSource, train_loop
+from r1train.train.schedules import Progress, batch_size_at
+from r1train.train.state import TrainState
 
 
 def run(cfg: RunConfig) -> StageResult:
     """Train on windows of running text from the run's last checkpoint, or from initial weights, to stage.steps."""
     with session(cfg) as job:
-        stage = cfg.stage
-        weights = {corpus.name: corpus.weight for corpus in cfg.data.corpora}
-        source = PretrainSource(Path(cfg.data.dir) / "corpus", weights, seq_length=stage.seq_length, seed=cfg.seed)
-        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        with open_windows(job) as loader:
+            trainer = open_trainer(job)
+            train_loop(trainer, step_source(job, loader), LmObjective())
+        heldout_loss = heldout_perplexity(trainer, job.tokenizer)
+        return stage_result(job, policy_evals(job, trainer), heldout_loss=heldout_loss)
 
-        def batches(position: int):
-            windows = source.batch(position, stage.batch_size, dp_rank=rank, dp_size=size)
-            return dense_micro_batches(windows, stage.micro_batch_size)
 
-        trainer = open_trainer(job)
-        train_loop(trainer, StepSource(batches, samples=stage.batch_size), LmObjective())
-        return stage_result(job, policy_evals(job, trainer))
+def open_windows(job: Session) -> WindowLoader:
+    """The loader of this rank's windows. Raises DataError when a corpus does not fit the tokenizer or the blend."""
+    cfg = job.cfg
+    folder, weights = Path(cfg.data.dir) / "corpus", {corpus.name: corpus.weight for corpus in cfg.data.corpora}
+    for name, weight in weights.items():
+        if weight > 0:
+            check_corpus(folder / name, job.tokenizer)
+    source = PretrainSource(folder, weights, seq_length=cfg.stage.seq_length, seed=cfg.seed)
+    rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    return open_loader(cfg.data.loader, Reader(source, rank, size), job.device.torch_device)
+
+
+def step_source(job: Session, loader: WindowLoader) -> StepSource:
+    """Batches of the size that the ramp has reached, with or without attention across documents."""
+    stage, lr = job.cfg.stage, job.cfg.lr
+    share = stage.micro_batch_size * parallel_state.get_data_parallel_world_size()
+
+    def samples(state: TrainState) -> int:
+        progress = Progress(state.tokens, state.step, stage.steps)
+        return batch_size_at(lr.batch_size, stage.batch_size, progress, multiple=share)
+
+    def batches(position: int, count: int) -> list[MicroBatch]:
+        windows = loader.batch(position, count)
+        if job.cfg.data.mask_across_documents:
+            return masked_micro_batches(windows, eos_id=job.tokenizer.eos_id)
+        return dense_micro_batches(windows, stage.micro_batch_size)
+
+    return StepSource(batches, samples)

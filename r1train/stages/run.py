@@ -4,22 +4,29 @@ from collections.abc import Callable
 
 from r1train.config.load import dump_resolved
 from r1train.config.schema import RunConfig
-from r1train.dist.init import is_rank0, select_device
+from r1train.dist.init import is_rank0, launch_rank, select_device
+from r1train.log.lock import hold
 from r1train.log.result import StageResult, read_result, write_result
+
+# A killed process with much memory takes seconds to be gone.
+WAIT_S = 30.0
 
 
 def run_stage(cfg: RunConfig) -> None:
-    """Run, or continue, the stage; a run folder that already holds its result is left alone."""
+    """Run, or continue, the stage; a run folder that already holds its result is left alone.
+
+    Raises RunInUse when the same rank of another attempt is still running in this run folder.
+    """
     if read_result(cfg.run_dir) is not None:
         return
-    select_device(cfg.cluster)
-    stage = stage_function(cfg.stage.name)
-    if is_rank0():
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        dump_resolved(cfg, cfg.run_dir)
-    result = stage(cfg)
-    if is_rank0():
-        write_result(cfg.run_dir, result)
+    with hold(cfg.run_dir / "locks" / f"rank_{launch_rank()}.lock", wait_s=WAIT_S):
+        select_device(cfg.cluster)
+        stage = stage_function(cfg.stage.name)
+        if is_rank0():
+            dump_resolved(cfg, cfg.run_dir)
+        result = stage(cfg)
+        if is_rank0():
+            write_result(cfg.run_dir, result)
 
 
 def stage_function(name: str) -> Callable[[RunConfig], StageResult]:

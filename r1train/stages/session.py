@@ -57,7 +57,7 @@ def session(cfg: RunConfig) -> Iterator[Session]:
     close_processes()
 
 
-def stage_result(session: Session, evals: dict[str, EvalSummary]) -> StageResult:
+def stage_result(session: Session, evals: dict[str, EvalSummary], *, heldout_loss: float | None = None) -> StageResult:
     """The stage's row: numbers of the last step from metrics.jsonl, time of all attempts."""
     cfg = session.cfg
     path = cfg.run_dir / FILE_NAME
@@ -72,6 +72,7 @@ def stage_result(session: Session, evals: dict[str, EvalSummary]) -> StageResult
         tokens=rows[-1]["tokens"] if rows else None,
         seconds=max(in_steps, this_attempt),
         loss=rows[-1]["loss"] if rows else None,
+        heldout_loss=heldout_loss,
         evals=evals,
         main_task=cfg.data.tasks[0].name,
     )

@@ -19,10 +19,10 @@ def run(cfg: RunConfig) -> StageResult:
         source = SftSource(stage.dataset, job.tokenizer, seq_length=stage.seq_length, seed=cfg.seed)
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
-        def batches(position: int):
-            rows = source.batch(position, stage.batch_size, dp_rank=rank, dp_size=size)
+        def batches(position: int, samples: int):
+            rows = source.batch(position, samples, dp_rank=rank, dp_size=size)
             return packed_micro_batches(rows, seq_length=stage.seq_length, pad_id=job.tokenizer.pad_id)
 
         trainer = open_trainer(job)
-        train_loop(trainer, StepSource(batches, samples=stage.batch_size), LmObjective())
+        train_loop(trainer, StepSource(batches, samples=lambda _: stage.batch_size), LmObjective())
         return stage_result(job, policy_evals(job, trainer))

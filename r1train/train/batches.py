@@ -12,9 +12,34 @@ def dense_micro_batches(windows: torch.Tensor, micro_batch_size: int) -> list[Mi
     batches = []
     for part in windows.split(micro_batch_size):
         tokens, labels = part[:, :-1].contiguous(), part[:, 1:].contiguous()
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        batches.append(MicroBatch(tokens, labels, positions, torch.ones(tokens.shape), None, {}))
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        every = torch.ones(tokens.shape, device=tokens.device)
+        batches.append(MicroBatch(tokens, labels, positions, every, None, {}))
     return batches
+
+
+def masked_micro_batches(windows: torch.Tensor, *, eos_id: int) -> list[MicroBatch]:
+    """Windows [n, S + 1] -> one micro-batch each, whose documents (up to and with <|eos|>) do not see each other.
+
+    The first token of a document is no target: nothing before it belongs to it.
+    """
+    return [_masked(window, eos_id) for window in windows]
+
+
+def _masked(window: torch.Tensor, eos_id: int) -> MicroBatch:
+    tokens, labels = window[:-1], window[1:]
+    length, ends_here = len(tokens), tokens == eos_id
+    bounds = (ends_here.nonzero()[:, 0] + 1).tolist()
+    cuts = torch.tensor(sorted({0, *bounds, length}), dtype=torch.int32, device=window.device)
+    starts = cuts[:-1].repeat_interleave(cuts.diff())
+    return MicroBatch(
+        tokens=tokens[None],
+        labels=labels[None],
+        positions=(torch.arange(length, device=window.device) - starts)[None],
+        loss_mask=(~ends_here).float()[None],
+        cu_seqlens=cuts,
+        extras={},
+    )
 
 
 def packed_micro_batches(rows: list[PackedBatch], *, seq_length: int, pad_id: int) -> list[MicroBatch]:

@@ -16,15 +16,16 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
+from r1train.convert.torch_dist import MARKER
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
+from r1train.train.ema import PREFIX as EMA_PREFIX
 from r1train.train.optim import allocate_state, load_optimizer_state, optimizer_state
 from r1train.train.setup import Trainer
 from r1train.train.state import TrainState
 
-MARKER = "_DONE"
 # How names of the policy's weights begin; those of the optimizer and of extra modules begin otherwise.
 _WEIGHTS = ("embedding.", "decoder.", "mtp.", "output_layer.")
 
@@ -62,6 +63,9 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
         filesystem_async._results_queue = queue.Queue()
         # It warns about the future of asynchronous saves.
         logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").setLevel(logging.ERROR)
+    trainer.gather_weights()
+    if trainer.average is not None:
+        trainer.average.wait()
     state = _model_state(trainer, extra_modules or {})
     state |= optimizer_state(trainer.optimizer, state["model"])
     dist_checkpointing.save(state, str(folder))
@@ -81,20 +85,30 @@ def load_weights(trainer: Trainer, folder: Path) -> None:
 
     Raises CheckpointError, on every rank, for a checkpoint without its marker or of another model.
     """
-    load_module(trainer.module, folder)
+    _load_chunks(trainer.modules, folder, prefix="")
     trainer.optimizer.reload_model_params()
+    if trainer.average is not None:
+        trainer.average.start_from(trainer.modules)
 
 
-def load_module(module: R1Model, folder: Path) -> None:
+def load_module(module: R1Model, folder: Path, *, use_ema: bool = False) -> None:
     """Weights and routing biases of a finished checkpoint, any layout, into a model that does not train.
 
-    Raises CheckpointError like load_weights.
+    use_ema: the average of the weights instead (optim.ema_decay). Raises CheckpointError like load_weights, and for a
+    checkpoint without an average.
     """
+    _load_chunks([module], folder, prefix=EMA_PREFIX if use_ema else "")
+
+
+def _load_chunks(modules: list[R1Model], folder: Path, *, prefix: str) -> None:
     _check_marker(folder)
-    state = {"model": module.sharded_state_dict()}
+    if prefix and not _has_average(folder):
+        fix = "Fix: train with optim.ema_decay, or load the weights themselves (use_ema=false)"
+        raise CheckpointError(f"{folder} keeps no average of the weights. {fix}")
+    state = _chunk_states(modules, prefix)
     _check_tensors(state, folder)
     loaded = dist_checkpointing.load(state, str(folder))
-    module.load_state_dict(loaded["model"])
+    _restore_chunks(modules, loaded)
 
 
 def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = None) -> bool:
@@ -107,7 +121,8 @@ def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = 
         return False
     folder = found[-1]
     extra = extra_modules or {}
-    state = _model_state(trainer, extra)
+    has_average = _has_average(folder)
+    state = _model_state(trainer, extra, with_average=has_average)
     _check_tensors(state, folder)
     if trainer.device.type == "cpu":
         allocate_state(trainer.optimizer)
@@ -116,9 +131,13 @@ def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = 
         state["model"],
         load=lambda tensors: dist_checkpointing.load({**state, **tensors}, str(folder)),
     )
-    trainer.module.load_state_dict(loaded["model"])
+    _restore_chunks(trainer.modules, loaded["model"])
     for name, module in extra.items():
         module.load_state_dict(loaded[name])
+    if trainer.average is not None and has_average:
+        _restore_chunks(trainer.average.chunks, loaded["average"])
+    elif trainer.average is not None:
+        trainer.average.start_from(trainer.modules)
     trainer.state = TrainState(**json.loads((folder / MARKER).read_text()))
     return True
 
@@ -133,11 +152,7 @@ def _check_tensors(state: dict[str, object], folder: Path) -> None:
     parts: list[dict] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, {t.key: tuple(t.global_shape) for t in sharded_tensors(state)})
     wanted = {key: shape for part in parts for key, shape in part.items()}
-    try:
-        metadata = dist_checkpointing.load_tensors_metadata(str(folder))
-    except CheckpointingException as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}. Fix: use another step") from error
-    found = {key: tuple(tensor.global_shape) for key, tensor in metadata.items()}
+    found = _tensors_of(folder)
     problems = [
         f"{key} has shape {list(found[key])} in the checkpoint and {list(shape)} in the model"
         if key in found
@@ -155,9 +170,42 @@ def _check_tensors(state: dict[str, object], folder: Path) -> None:
         raise CheckpointError(f"{folder} is of another model: {problems[0]}{more}. {fix}")
 
 
-def _model_state(trainer: Trainer, extra: dict[str, torch.nn.Module]) -> dict[str, object]:
-    """Sharded weights of the policy and of the extra modules; only the names in the checkpoint carry the prefix."""
+def _tensors_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> global shape of what a checkpoint holds. Raises CheckpointError when it cannot be read."""
+    try:
+        metadata = dist_checkpointing.load_tensors_metadata(str(folder))
+    except CheckpointingException as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}. Fix: use another step") from error
+    return {key: tuple(tensor.global_shape) for key, tensor in metadata.items()}
+
+
+def _has_average(folder: Path) -> bool:
+    """Whether this checkpoint keeps an average of the weights. Raises CheckpointError when it cannot be read."""
+    return any(key.startswith(EMA_PREFIX) for key in _tensors_of(folder))
+
+
+def _chunk_states(modules: list[R1Model], prefix: str) -> dict[str, object]:
+    """Sharded weights of the chunks; their names in the checkpoint are global, after this prefix."""
+    states = {f"chunk{index}": module.sharded_state_dict() for index, module in enumerate(modules)}
+    if prefix:
+        for state in states.values():
+            add_prefix_for_sharding(state, prefix)
+    return states
+
+
+def _restore_chunks(modules: list[R1Model], loaded: dict) -> None:
+    for index, module in enumerate(modules):
+        module.load_state_dict(loaded[f"chunk{index}"])
+
+
+def _model_state(
+    trainer: Trainer, extra: dict[str, torch.nn.Module], *, with_average: bool = True
+) -> dict[str, object]:
+    """Sharded weights of the policy, of its average and of the extra modules, under names with their own prefixes."""
     others = {name: module.sharded_state_dict() for name, module in extra.items()}
     for name, weights in others.items():
         add_prefix_for_sharding(weights, f"{name}.")
-    return {"model": trainer.module.sharded_state_dict(), **others}
+    state = {"model": _chunk_states(trainer.modules, ""), **others}
+    if trainer.average is not None and with_average:
+        state["average"] = _chunk_states(trainer.average.chunks, EMA_PREFIX)
+    return state

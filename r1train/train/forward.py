@@ -1,89 +1,16 @@
-"""Micro-batches, objectives, and running them through megatron-core's pipeline schedules."""
+"""Running micro-batches and an objective through megatron-core's pipeline schedules."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from r1train.model.gpt import R1Model
+from r1train.train.context import ContextCut, cut, put_back, take
+from r1train.train.micro_batch import LossOutput, MicroBatch, Objective
 
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward takes. b sequences of s tokens; packed batches have b = 1 and cu_seqlens [n + 1] int32.
-
-    tokens, labels, positions: [b, s] int64; loss_mask: [b, s] float32, 1 where the label counts.
-    extras: further [b, s] tensors that the objective asks for (advantages, old log-probabilities).
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    positions: torch.Tensor
-    loss_mask: torch.Tensor
-    cu_seqlens: torch.Tensor | None
-    extras: dict[str, torch.Tensor]
-
-    def packed_seq_params(self) -> PackedSeqParams | None:
-        if self.cu_seqlens is None:
-            return None
-        longest = int(self.cu_seqlens.diff().max())
-        return PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=self.cu_seqlens,
-            cu_seqlens_kv=self.cu_seqlens,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-        )
-
-    def padding_mask(self) -> torch.Tensor | None:
-        """bool [1, s], true where a packed row is padding: segments without a label that counts; None for dense rows.
-
-        The router leaves padding out of its sequence loss and its load statistics. In a row that is all padding the
-        first token stays in, because megatron-core divides by the number of the others.
-        """
-        if self.cu_seqlens is None:
-            return None
-        lengths = self.cu_seqlens.diff()
-        segment = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-        counted = torch.zeros(len(lengths), device=lengths.device).index_add(0, segment, self.loss_mask[0])
-        padding = (counted == 0)[segment]
-        padding[0] &= ~padding.all()
-        return padding[None]
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(
-            self.tokens.to(device),
-            self.labels.to(device),
-            self.positions.to(device),
-            self.loss_mask.to(device),
-            None if self.cu_seqlens is None else self.cu_seqlens.to(device),
-            {name: extra.to(device) for name, extra in self.extras.items()},
-        )
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """loss_sum: scalar to minimise, summed over tokens; num_tokens: int scalar, its share of the global divisor.
-
-    logs: scalars summed over tokens; they are reported divided by the global num_tokens.
-    """
-
-    loss_sum: torch.Tensor
-    num_tokens: torch.Tensor
-    logs: dict[str, torch.Tensor]
-
-
-class Objective(Protocol):
-    """What a stage trains on: pre-training, SFT, reward model and GRPO differ only here."""
-
-    def forward(self, model: R1Model, batch: MicroBatch) -> torch.Tensor:
-        """Per-token output [b, s] on the last pipeline stage, hidden states before it."""
-
-    def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
-        """The last stage's output -> sums over this micro-batch's tokens."""
+__all__ = ["LmObjective", "LossOutput", "MicroBatch", "Objective", "forward_backward", "forward_only"]
 
 
 class LmObjective:
@@ -106,28 +33,39 @@ class LmObjective:
 
 
 def run_schedule(
-    model: torch.nn.Module, batches: list[MicroBatch], *, step_fn: Callable, forward_only: bool
+    model: torch.nn.Module | list[torch.nn.Module],
+    batches: list[MicroBatch],
+    *,
+    step_fn: Callable,
+    forward_only: bool,
 ) -> list[object]:
     """Run every micro-batch through the pipeline; returns what the last stage stored, [] on other stages.
 
     All ranks pass the same number of micro-batches of one shape. step_fn(iterator, model) -> (output, loss closure).
     """
+    chunks = model if isinstance(model, list) else [model]
     b, s = batches[0].tokens.shape
     return get_forward_backward_func()(
         forward_step_func=step_fn,
-        data_iterator=iter(batches),
-        model=[model],
+        # Every virtual stage reads the same micro-batches in the same order.
+        data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+        model=chunks,
         num_microbatches=len(batches),
-        seq_length=s,
+        seq_length=s * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=b,
         forward_only=forward_only,
     )
 
 
-def forward_backward(model: torch.nn.Module, batches: list[MicroBatch], objective: Objective) -> list[LossOutput]:
-    """Gradients of one step, divided by the global token count; one LossOutput per micro-batch (last stage)."""
+def forward_backward(
+    model: torch.nn.Module | list[torch.nn.Module], batches: list[MicroBatch], objective: Objective
+) -> list[LossOutput]:
+    """Gradients of one step, divided by the global token count; one LossOutput per micro-batch (last stage).
 
-    def step_fn(iterator, wrapped_model):
+    model: one chunk, or those of the virtual stages. Under context parallelism a LossOutput is of this rank's part.
+    """
+
+    def step_fn(iterator, wrapped_model, return_schedule_plan=False):
         batch = next(iterator)
 
         def loss_closure(output):
@@ -135,14 +73,19 @@ def forward_backward(model: torch.nn.Module, batches: list[MicroBatch], objectiv
             detached = LossOutput(result.loss_sum.detach(), result.num_tokens, result.logs)
             return result.loss_sum, result.num_tokens, detached
 
-        return objective.forward(wrapped_model, batch), loss_closure
+        # With overlap_expert_all_to_all megatron-core wants the forward's plan, made from the same arguments.
+        run = wrapped_model.build_schedule_plan if return_schedule_plan else wrapped_model
+        return objective.forward(run, batch), loss_closure
 
+    batches, _ = _on_this_rank(batches)
     return run_schedule(model, batches, step_fn=step_fn, forward_only=False)
 
 
 @torch.no_grad()
-def forward_only(model: torch.nn.Module, batches: list[MicroBatch], objective: Objective) -> list[torch.Tensor]:
-    """The objective's per-token output for every micro-batch, on the last pipeline stage ([] elsewhere)."""
+def forward_only(
+    model: torch.nn.Module | list[torch.nn.Module], batches: list[MicroBatch], objective: Objective
+) -> list[torch.Tensor]:
+    """The objective's per-token output [b, s] for every micro-batch, on the last pipeline stage ([] elsewhere)."""
 
     def step_fn(iterator, wrapped_model):
         batch = next(iterator)
@@ -152,4 +95,28 @@ def forward_only(model: torch.nn.Module, batches: list[MicroBatch], objective: O
 
         return objective.forward(wrapped_model, batch), keep
 
-    return run_schedule(model, batches, step_fn=step_fn, forward_only=True)
+    mine, cuts = _on_this_rank(batches)
+    outputs = run_schedule(model, mine, step_fn=step_fn, forward_only=True)
+    if not cuts or not outputs:
+        return outputs
+    return [
+        _whole(output, shared, batch.tokens.shape[1])
+        for output, shared, batch in zip(outputs, cuts, batches, strict=True)
+    ]
+
+
+def _on_this_rank(batches: list[MicroBatch]) -> tuple[list[MicroBatch], list[ContextCut]]:
+    """What this context-parallel rank computes, and how the micro-batches were cut; as they are without such ranks."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return batches, []
+    tp_size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_context_parallel_rank()
+    cuts = [cut(batch, cp_size=size, tp_size=tp_size) for batch in batches]
+    return [take(batch, shared, rank) for batch, shared in zip(batches, cuts, strict=True)], cuts
+
+
+def _whole(output: torch.Tensor, shared: ContextCut, length: int) -> torch.Tensor:
+    group = parallel_state.get_context_parallel_group()
+    parts = [torch.empty_like(output) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, output.contiguous(), group=group)
+    return put_back(parts, shared, length)

@@ -11,19 +11,21 @@ from r1train.log.progress import ProgressLine
 from r1train.train.checkpoint import save_checkpoint
 from r1train.train.forward import MicroBatch, Objective
 from r1train.train.setup import Trainer
+from r1train.train.state import TrainState
 from r1train.train.step import StepResult, train_step
 from r1train.train.stop import StopRequested, StopSignal
 
 
 @dataclass(frozen=True)
 class StepSource:
-    """Data of one optimizer step. batches(position): this rank's micro-batches of the samples from position on;
+    """Data of one optimizer step.
 
-    samples: how many samples a step takes over all ranks.
+    samples(state): how many samples the step after this state takes over all ranks. batches(position, samples): this
+    rank's micro-batches of so many samples from position on.
     """
 
-    batches: Callable[[int], list[MicroBatch]]
-    samples: int
+    batches: Callable[[int, int], list[MicroBatch]]
+    samples: Callable[[TrainState], int]
 
 
 def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> None:
@@ -33,8 +35,9 @@ def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> No
     with StepLog(trainer) as log:
         while trainer.state.step < stage.steps:
             started = time.monotonic()
-            result = train_step(trainer, source.batches(trainer.state.position), objective)
-            trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=source.samples)
+            samples = source.samples(trainer.state)
+            result = train_step(trainer, source.batches(trainer.state.position, samples), objective)
+            trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
             log.write(result, seconds=time.monotonic() - started)
             save_if_due(trainer, stop)
 
@@ -67,6 +70,7 @@ class StepLog:
             **result.logs,
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
+            **result.gauges,
             **(extra or {}),
             "time/step_s": seconds,
             "time/tokens_per_s": result.num_tokens / seconds,

@@ -17,11 +17,17 @@ _DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-def build_optimizer(optim: OptimConfig, model: DistributedDataParallel, device: Device) -> MegatronOptimizer:
+def build_optimizer(optim: OptimConfig, chunks: list[DistributedDataParallel], device: Device) -> MegatronOptimizer:
     """AdamW over this rank's shard; matrices decay, norm weights do not. The learning rate is set before every step."""
     dtype = PARAMS_DTYPE[optim.precision]
     # Only Transformer Engine's FusedAdam keeps moments in another dtype than the master weights.
-    precision_aware = device.type == "cuda" and dtype == torch.bfloat16 and optim.moments_dtype == "bf16"
+    precision_aware = (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and optim.moments_dtype == "bf16"
+        and optim.cpu_offload_fraction == 0
+    )
+    offload = optim.cpu_offload_fraction > 0
     config = OptimizerConfig(
         optimizer="adam",
         lr=0.0,
@@ -36,8 +42,11 @@ def build_optimizer(optim: OptimConfig, model: DistributedDataParallel, device: 
         use_precision_aware_optimizer=precision_aware,
         exp_avg_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,
         exp_avg_sq_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,
+        optimizer_cpu_offload=offload,
+        optimizer_offload_fraction=optim.cpu_offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=offload,
     )
-    return get_megatron_optimizer(config, [model], use_gloo_process_groups=device.type == "cuda")
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=device.type == "cuda")
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

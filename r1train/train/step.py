@@ -8,6 +8,7 @@ from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from r1train.errors import R1TrainError
+from r1train.train.balance import step_balance
 from r1train.train.forward import LossOutput, MicroBatch, Objective, forward_backward
 from r1train.train.optim import set_learning_rate
 from r1train.train.schedules import Progress, value_at
@@ -22,12 +23,16 @@ class TrainingDiverged(R1TrainError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: logs are means per counted token over all ranks; num_tokens is that count."""
+    """What one step did: logs are means per counted token over all ranks; num_tokens is that count.
+
+    gauges: the experts' load (train/balance.py), numbers and lists; empty without experts.
+    """
 
     logs: dict[str, float]
     num_tokens: int
     grad_norm: float
     learning_rate: float
+    gauges: dict[str, float | list]
 
 
 def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective) -> StepResult:
@@ -36,13 +41,16 @@ def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective
     Raises TrainingDiverged before the weights change when the gradient norm is not finite.
     """
     learning_rate = _apply_schedules(trainer)
-    trainer.model.zero_grad_buffer()
+    for chunk in trainer.chunks:
+        chunk.zero_grad_buffer()
+        chunk.train()
     trainer.optimizer.zero_grad()
-    trainer.module.train()
-    outputs = forward_backward(trainer.model, [batch.to(trainer.device.torch_device) for batch in batches], objective)
+    outputs = forward_backward(trainer.chunks, [batch.to(trainer.device.torch_device) for batch in batches], objective)
     logs, num_tokens = reduce_logs(outputs, trainer.device.torch_device)
     if not all(torch.isfinite(torch.tensor(value)) for value in logs.values()):
         raise TrainingDiverged(f"step {trainer.state.step + 1}: {logs} is not finite; the last checkpoint is unharmed")
+    if trainer.average is not None:
+        trainer.average.before_weights_change()
     updated, grad_norm, _ = trainer.optimizer.step()
     if not updated or not torch.isfinite(torch.tensor(grad_norm)):
         what = f"gradient norm {grad_norm}; the last checkpoint is unharmed"
@@ -50,7 +58,11 @@ def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective
     # megatron-core adds to these trackers at every forward; we log through our own sums.
     MTPLossLoggingHelper.clean_metrics_in_tracker()
     get_moe_metrics_tracker().clear()
-    return StepResult(logs, num_tokens, float(grad_norm), learning_rate)
+    if trainer.average is not None:
+        trainer.gather_weights()
+        trainer.average.update(trainer.modules)
+    balance = step_balance(trainer.modules)
+    return StepResult(logs, num_tokens, float(grad_norm), learning_rate, balance.gauges() if balance else {})
 
 
 def _apply_schedules(trainer: Trainer) -> float:

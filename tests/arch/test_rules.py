@@ -6,6 +6,7 @@ import re
 # Files at a process edge that may catch Exception (log, abort the group, re-raise or exit), each with its reason.
 EDGES: dict[str, str] = {
     "r1train/reward/worker.py": "grades in a worker process; what a verifier raises is counted as a grader error",
+    "r1train/reward/code_answer.py": "runs the model's function; what it raises is sent to the test as data",
 }
 FORBIDDEN_NAMES = ("utils", "util", "common", "misc", "helpers", "helper")
 INSTANTIATE = re.compile(r"(?<!\w)_target_(?!\w)")  # Hydra's way to call anything from a YAML file

@@ -1,4 +1,7 @@
-"""SIGKILL at any moment, then the same command again: the same loss lines, bit for bit, and the same result."""
+"""SIGKILL of any process at any moment leaves no orphan, and the same command again ends with the same table.
+
+One schedule runs undisturbed; the other is killed at every moment of KILLS, started again each time, and compared.
+"""
 
 import json
 import os
@@ -6,84 +9,214 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from r1train.config.steps import plan_steps
 from r1train.log.compare import first_difference
 from r1train.log.metrics import read_metrics
+from r1train.report.table import COLUMNS, stage_rows
 
 pytestmark = pytest.mark.e2e
 
+# The R1 schedule up to rejection sampling; just enough training that some samples verify.
 OVERRIDES = [
     "experiment=tiny",
-    "per_stage.pretrain.stage.steps=12",
-    "per_stage.pretrain.stage.save_every_steps=4",
-    "per_stage.rl1.evaluate_after=false",
+    "schedule.steps=[{id:prepare,stage:prepare,title:prepare},{id:pretrain,stage:pretrain,title:pretrain},"
+    "{id:cold_start,stage:sft,title:SFT,init_from:pretrain},{id:rl1,stage:grpo,title:RL,init_from:cold_start},"
+    "{id:reject,stage:reject,title:reject,init_from:rl1},{id:evaluate,stage:evaluate,title:eval,init_from:rl1}]",
+    "data.worked_examples=500",
+    "data.heldout_fraction=0.1",
+    "per_stage.pretrain.stage.steps=40",
+    "per_stage.pretrain.stage.save_every_steps=20",
+    "per_stage.cold_start.stage.steps=20",
+    "per_stage.cold_start.stage.save_every_steps=10",
+    "per_stage.cold_start.evaluate_after=false",
     "per_stage.rl1.stage.steps=4",
     "per_stage.rl1.stage.save_every_steps=2",
     "per_stage.rl1.stage.reference_refresh_steps=2",
     "per_stage.rl1.stage.prompts_per_step=4",
+    "per_stage.rl1.stage.samples_per_prompt=4",
+    "per_stage.rl1.evaluate_after=false",
+    "per_stage.reject.stage.num_prompts=64",
+    "rollout.max_response_tokens=32",
+    "eval.max_response_tokens=32",
+    "eval.problems_per_task=32",
 ]
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STEPS = {"pretrain": 40, "cold_start": 20, "rl1": 4}
+LIMIT_S = 300.0
+MARK = "R1TRAIN_TEST_ROOT"
 
 
-def command(root: Path, step: str, extra: list[str]) -> list[str]:
-    planned = next(p for p in plan_steps([*OVERRIDES, f"root={root}", *extra]) if p.step.id == step)
-    launch = [] if planned.step.stage == "prepare" else LAUNCH
-    return [sys.executable, *launch, "-m", "r1train", *planned.overrides]
+def command(root: Path) -> list[str]:
+    return [sys.executable, "-m", "r1train", *OVERRIDES, f"root={root}"]
 
 
-def run(root: Path, step: str, *extra: str) -> None:
-    done = subprocess.run(command(root, step, list(extra)), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def orchestrator(running: psutil.Popen) -> int:
+    return running.pid
 
 
-def kill_after(root: Path, step: str, lines: int, *extra: str) -> None:
-    """Start the stage and kill launcher and workers once metrics.jsonl has this many lines."""
-    metrics = root / step / "metrics.jsonl"
-    process = subprocess.Popen(
-        command(root, step, list(extra)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+def torchrun(running: psutil.Popen) -> int:
+    return running.children()[0].pid
+
+
+def last_rank(running: psutil.Popen) -> int:
+    return running.children()[0].children()[-1].pid
+
+
+def lines(step: str, count: int) -> Callable[[Path], bool]:
+    """The step has logged this many optimizer steps."""
+    return lambda root: (file := root / step / "metrics.jsonl").exists() and file.read_bytes().count(b"\n") >= count
+
+
+def exists(name: str) -> Callable[[Path], bool]:
+    return lambda root: (root / name).exists()
+
+
+def exists_in(root: Path, name: str) -> Callable[[], bool]:
+    return lambda: (root / name).exists()
+
+
+def saving(root: Path) -> bool:
+    """A checkpoint of the cold start is being written: its folder is there, its marker is not."""
+    folders = list((root / "cold_start" / "checkpoints").glob("step_*"))
+    return bool(folders) and not (folders[-1] / "_DONE").exists()
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Whom to kill, and when; step: the one that is unfinished then."""
+
+    name: str
+    victim: Callable[[psutil.Popen], int]
+    when: Callable[[Path], bool]
+    step: str
+
+
+KILLS = (
+    Kill("prepare", orchestrator, exists("data.tmp/tokenizer"), "prepare"),
+    Kill("training", orchestrator, lines("pretrain", 25), "pretrain"),
+    Kill("saving", torchrun, saving, "cold_start"),
+    Kill("worker", last_rank, lines("rl1", 3), "rl1"),
+    Kill("output without result", orchestrator, exists("reject/sft.jsonl"), "evaluate"),
+    Kill("between steps", orchestrator, exists("reject/result.json"), "evaluate"),
+)
+
+
+def start(root: Path) -> psutil.Popen:
+    """The schedule's command; MARK is inherited by every process below it, graders too."""
+    return psutil.Popen(
+        command(root),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, MARK: str(root)},
     )
-    deadline = time.monotonic() + 180
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
-        assert process.poll() is None and time.monotonic() < deadline, "the stage ended before it could be killed"
-        time.sleep(0.02)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
-    for pid in (process.pid, *map(int, workers)):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    assert not (root / step / "result.json").exists()
+
+
+def living(root: Path) -> list[int]:
+    """Processes of this root's schedule that have not ended."""
+    found = []
+    for process in psutil.process_iter(["environ", "status"]):
+        if (process.info["environ"] or {}).get(MARK) == str(root) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], running: psutil.Popen, what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert running.poll() is None, (what, running.stdout.read().decode()[-3000:])
+        assert time.monotonic() < deadline, what
+        time.sleep(0.003)
+
+
+def kill(root: Path, moment: Kill) -> None:
+    """Start the schedule, kill at this moment, and see every process of it end."""
+    running = start(root)
+    if moment.victim is not orchestrator:
+        wait_until(exists_in(root, f"{moment.step}/logs/rank_1.log"), running, moment.name)
+    victim = moment.victim(running)
+    wait_until(lambda: moment.when(root), running, moment.name)
+    os.kill(victim, signal.SIGKILL)
+    output = running.communicate(timeout=60)[0].decode()
+    deadline = time.monotonic() + 10
+    while living(root):
+        assert time.monotonic() < deadline, (moment.name, living(root))
+        time.sleep(0.1)
+    assert not (root / moment.step / "result.json").exists(), moment.name
+    if moment.victim is not orchestrator:
+        assert running.returncode == 1
+        assert "Run the same command again to continue" in output, output[-3000:]
+
+
+def finish(root: Path) -> str:
+    done = subprocess.run(command(root), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(uninterrupted, interrupted): the same steps on the same data."""
-    whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
-    run(whole, "prepare")
-    data = f"data.dir={whole / 'data'}"
-    run(whole, "pretrain")
-    kill_after(broken, "pretrain", 6, data)
-    run(broken, "pretrain", data)
-    start = f"stage.init_from={whole / 'pretrain'}"
-    run(whole, "rl1", start)
-    kill_after(broken, "rl1", 3, data, start)
-    run(broken, "rl1", data, start)
-    return whole, broken
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed schedule; the same command beside it is refused."""
+    root = tmp_path_factory.mktemp("whole")
+    running = start(root)
+    wait_until(exists_in(root, "pretrain/metrics.jsonl"), running, "pretrain")
+    second = subprocess.run(command(root), capture_output=True, text=True, timeout=60, check=False)
+    output = running.communicate(timeout=LIMIT_S)[0].decode()
+    assert running.returncode == 0, output[-3000:]
+    assert (second.returncode, second.stdout) == (2, "")
+    assert f"error: {root}/schedule.lock is held by process {running.pid} on " in second.stderr
+    return root
 
 
-@pytest.mark.parametrize(("step", "steps"), [("pretrain", 12), ("rl1", 4)])
-def test_metrics_are_bit_identical(runs: tuple[Path, Path], step: str, steps: int):
-    whole, broken = (root / step / "metrics.jsonl" for root in runs)
-    assert [json.loads(line)["step"] for line in broken.read_text().splitlines()] == list(range(1, steps + 1))
-    assert first_difference(read_metrics(whole), read_metrics(broken), rtol=None) is None
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("broken")
+    for moment in KILLS:
+        kill(root, moment)
+    finish(root)
+    return root
 
 
-def test_a_finished_stage_is_left_alone(runs: tuple[Path, Path]):
-    whole, _ = runs
-    before = (whole / "pretrain" / "result.json").stat().st_mtime_ns
-    run(whole, "pretrain")
-    assert (whole / "pretrain" / "result.json").stat().st_mtime_ns == before
+def rows(root: Path) -> list[tuple[str, ...]]:
+    """The stage table without its seconds."""
+    steps = [planned.step for planned in plan_steps([*OVERRIDES, f"root={root}"])]
+    column = COLUMNS.index("seconds")
+    return [row[:column] + row[column + 1 :] for row in stage_rows(root, steps)]
+
+
+def test_the_table_is_the_same(whole: Path, broken: Path):
+    assert [row[0] for row in rows(whole)] == ["prepare", "pretrain", "cold_start", "rl1", "reject", "evaluate"]
+    assert "-" not in rows(whole)[1][1:5], "steps, tokens, loss and held-out perplexity of pre-training"
+    assert "-" not in rows(whole)[5][5:], "accuracy, format rate and length of the evaluation"
+    assert rows(broken) == rows(whole)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_loss_lines_are_bit_identical(whole: Path, broken: Path, step: str):
+    files = [root / step / "metrics.jsonl" for root in (whole, broken)]
+    written = [json.loads(line)["step"] for line in files[1].read_text().splitlines()]
+    assert written == list(range(1, STEPS[step] + 1))
+    assert first_difference(*map(read_metrics, files), rtol=None) is None
+
+
+def test_files_are_the_same(whole: Path, broken: Path):
+    """Data, samples and evaluations; nothing half-written is left."""
+    names = ("data/corpus/*", "data/**/*.json*", "rl1/rollouts/*", "reject/*.json*", "*/eval/*")
+    found = [{f.relative_to(root) for name in names for f in root.glob(name)} for root in (whole, broken)]
+    assert found[0] == found[1] and len(found[0]) >= 18
+    for name in found[0] - {Path("reject/result.json")}:
+        one, other = ((root / name).read_text("latin-1").replace(str(root), "ROOT") for root in (whole, broken))
+        assert one == other, name
+    assert [f for f in broken.rglob("*") if f.name.endswith(".tmp")] == []
+
+
+def test_running_it_again_prints_the_table_and_changes_nothing(broken: Path):
+    before = {f: f.stat().st_mtime_ns for f in broken.rglob("*")}
+    assert "pass@1" in finish(broken)
+    assert {f: f.stat().st_mtime_ns for f in broken.rglob("*")} == before

@@ -10,9 +10,9 @@ import pytest
 
 WORKER = Path(__file__).parent / "worker"
 sys.path.insert(0, str(WORKER))  # tests import assembly and tiny as the worker does
-PARTS = "parity,engine,checkpoints"
+PARTS = "parity,engine,checkpoints,dense,rl_gradient"
 # In this order: a layout may load the checkpoint of a layout before it.
-LAUNCHES = ((2, "pp2,ep2,dp2,tp2"), (1, "single"), (4, "pp2_ep2,tp2_ep2"))
+LAUNCHES = ((2, "pp2,ep2,vpp2,dp2,tp2"), (1, "single"), (4, "pp2_ep2,vpp2_overlap,tp2_ep2,tp2_pp2,ep4,pp4"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

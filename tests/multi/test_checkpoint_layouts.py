@@ -47,10 +47,28 @@ def test_training_continues_in_another_layout(results: Path, layout: str, source
     """Optimizer state moves too: AdamW without its moments would take other steps."""
     expected = load_ranks(results, "checkpoints", source)[0]["uninterrupted"][3:]
     for rank in load_ranks(results, "checkpoints", layout):
-        for found, wanted in zip(rank["continued"], expected, strict=True):
+        for found, wanted in zip(rank["continued"]["steps"], expected, strict=True):
             assert found[0] == wanted[0]
             assert found[1] == pytest.approx(wanted[1], rel=1e-6)
             assert found[2] == pytest.approx(wanted[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_average_of_the_weights_resumes_bit_for_bit(results: Path, layout: str):
+    ranks = load_ranks(results, "checkpoints", layout)
+    average, resumed = (assemble([rank[key] for rank in ranks]) for key in ("average", "average_resumed"))
+    weights = assemble([rank["weights"] for rank in ranks])
+    assert average.keys() == resumed.keys() == weights.keys()
+    assert all(torch.equal(average[key], resumed[key]) for key in average)
+    assert not torch.equal(average["output_layer.weight"], weights["output_layer.weight"])
+
+
+@pytest.mark.parametrize(("layout", "source"), MOVES)
+def test_average_of_the_weights_moves_to_another_layout(results: Path, layout: str, source: str):
+    expected = assemble([rank["average"] for rank in load_ranks(results, "checkpoints", source)])
+    found = assemble([rank["continued"]["average"] for rank in load_ranks(results, "checkpoints", layout)])
+    for key, values in expected.items():
+        torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

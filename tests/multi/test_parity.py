@@ -1,4 +1,4 @@
-"""Loss, every gradient and the expert biases of every layout equal those of a single process."""
+"""Loss, gradient norm, every gradient, expert biases and loads of every layout equal those of a single process."""
 
 from pathlib import Path
 
@@ -10,8 +10,20 @@ from tiny import config
 from r1train.plan.ranks import parameters_of_stages, pp_rank_of
 
 TOLERANCE = 1e-5  # relative to the largest entry of each tensor
-LAYOUTS = ("dp2", "ep2", "pp2", "pp2_ep2", "tp2", "tp2_ep2")
-CASES = ("full", "uneven")
+LAYOUTS = (
+    "dp2",
+    "ep2",
+    "ep4",
+    "pp2",
+    "vpp2",
+    "pp4",
+    "pp2_ep2",
+    "vpp2_overlap",
+    "tp2",
+    "tp2_ep2",
+    "tp2_pp2",
+)
+CASES = ("full", "uneven", "packed")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -21,6 +33,9 @@ def test_loss_gradients_and_biases(results: Path, layout: str, case: str):
     ranks = [rank[case] for rank in load_ranks(results, "parity", layout)]
     assert [rank["num_tokens"] for rank in ranks] == [single["num_tokens"]] * len(ranks)
     assert [rank["loss"] for rank in ranks] == pytest.approx([single["loss"]] * len(ranks), rel=1e-6)
+    norms = [rank["gradient_norm"] for rank in ranks]
+    assert norms == pytest.approx([single["gradient_norm"]] * len(ranks), rel=TOLERANCE)
+    assert {rank["load"] for rank in ranks} == {single["load"]}
 
     expected = assemble([single["gradients"]])
     found = assemble([rank["gradients"] for rank in ranks], tolerance=TOLERANCE)
@@ -52,8 +67,13 @@ def test_the_comparison_covers_the_whole_model(results: Path, case: str):
     start = 0.1 * (torch.arange(8) % 3 - 1).float()
     for values in assemble([single["bias"]]).values():
         assert {-0.001, 0.001} <= {round(change, 6) for change in (values - start).tolist()}
-    # The data-parallel ranks of the uneven case count 2 x (32 + 21) and 2 x (5 + 11) tokens.
-    assert single["num_tokens"] == {"full": 8 * 32, "uneven": 138}[case]
+    # The data-parallel ranks of the uneven case count 2 x (32 + 21) and 2 x (5 + 11) tokens; a packed sample of n
+    # tokens counts n - 2, and so the ranks 58 + 45 and 62 + 18.
+    assert single["num_tokens"] == {"full": 8 * 32, "uneven": 138, "packed": 183}[case]
+    assert single["gradient_norm"] > 0
+    # Three MoE layers, the last of them MTP's, each with two experts per token; padding is not counted.
+    routed = {"full": 2 * 8 * 32, "uneven": 2 * 8 * 32, "packed": 2 * (64 + 64 + 49 + 26)}[case]
+    assert [sum(layer) for layer in single["load"]] == [routed] * 3
 
 
 @pytest.mark.parametrize("layout", ("single", *LAYOUTS))

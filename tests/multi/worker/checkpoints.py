@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
-from shards import shards
-from tiny import CHECKPOINT_STEP, MODEL, SOURCES, Config, config, windows
+from shards import all_shards
+from tiny import CHECKPOINT_STEP, MODEL, OPTIM, SOURCES, Config, config, windows
 
 from r1train.dist.init import Device
 from r1train.errors import CheckpointError
@@ -52,16 +52,20 @@ def refusal(cfg: Config, device: Device, folder: Path) -> str:
 
 
 def run(layout: str, device: Device, out: Path) -> dict:
-    cfg = config(layout, run_dir=out / f"run_{layout}")
+    cfg = config(layout, run_dir=out / f"run_{layout}", optim=replace(OPTIM, ema_decay=0.9))
     trainer = build_trainer(cfg, device, total_steps=10)
     first = train_to(trainer, 3, save_until=3)
-    result: dict = {"weights": shards(trainer.module), "kept": [folder.name for folder in checkpoints(cfg.run_dir)]}
+    result: dict = {
+        "weights": all_shards(trainer.modules),
+        "kept": [folder.name for folder in checkpoints(cfg.run_dir)],
+    }
     result["uninterrupted"] = first + train_to(trainer, 6)
 
     again = build_trainer(replace(cfg, seed=OTHER_SEED), device, total_steps=10)
     assert resume(again)
     result |= {"state": again.state, "adam_resumed": adam_steps(again), "resumed": train_to(again, 6)}
     result["adam_after"] = adam_steps(again)
+    result["average"], result["average_resumed"] = (all_shards(one.average.chunks) for one in (trainer, again))
     folder = cfg.run_dir / "checkpoints" / CHECKPOINT_STEP
     result["refusal"] = refusal(cfg, device, folder)
     source = SOURCES[layout]
@@ -70,16 +74,17 @@ def run(layout: str, device: Device, out: Path) -> dict:
     return result
 
 
-def _from_other_layout(cfg: Config, device: Device, out: Path, source: str) -> tuple[list, list]:
-    """Weights after load_weights, and the steps after resuming, from another layout's third step."""
+def _from_other_layout(cfg: Config, device: Device, out: Path, source: str) -> tuple[list, dict]:
+    """Weights after load_weights; the steps after resuming and their average, from another layout's third step."""
     folder = out / f"run_{source}" / "checkpoints" / CHECKPOINT_STEP
     other = build_trainer(replace(cfg, seed=OTHER_SEED), device, total_steps=10)
     load_weights(other, folder)
-    loaded = shards(other.module)
+    loaded = all_shards(other.modules)
     run_dir = cfg.run_dir.with_name(f"{cfg.run_dir.name}_from_{source}")
     if torch.distributed.get_rank() == 0:
         shutil.copytree(folder, run_dir / "checkpoints" / CHECKPOINT_STEP)
     torch.distributed.barrier()
     moved = build_trainer(replace(cfg, seed=OTHER_SEED, run_dir=run_dir), device, total_steps=10)
     assert resume(moved)
-    return loaded, train_to(moved, 6)
+    continued = train_to(moved, 6)
+    return loaded, {"steps": continued, "average": all_shards(moved.average.chunks)}

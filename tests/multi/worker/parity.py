@@ -1,28 +1,52 @@
-"""Loss, every gradient and the updated expert biases of one step: full windows, and windows with uneven loss masks."""
+"""Loss, gradient norm, every gradient, the updated expert biases and the experts' load of one step.
+
+Cases: full windows; windows with uneven loss masks; packed rows of isolated samples.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
-from shards import gradient_shards, shards
+from shards import all_shards, gradient_shards
 from tiny import config, set_expert_bias, windows
 
+from r1train.data.batch import pack
+from r1train.data.chat import Sample
 from r1train.dist.init import Device
-from r1train.train.batches import dense_micro_batches
+from r1train.train.balance import step_balance
+from r1train.train.batches import dense_micro_batches, packed_micro_batches
 from r1train.train.forward import LmObjective, MicroBatch, forward_backward
 from r1train.train.setup import build_trainer
 from r1train.train.step import reduce_logs
 
-LAYOUTS = ("single", "dp2", "ep2", "pp2", "tp2", "pp2_ep2", "tp2_ep2")
+LAYOUTS = (
+    "single",
+    "dp2",
+    "ep2",
+    "pp2",
+    "tp2",
+    "vpp2",
+    "pp2_ep2",
+    "tp2_ep2",
+    "tp2_pp2",
+    "ep4",
+    "pp4",
+    "vpp2_overlap",
+)
+CASES = ("full", "uneven", "packed")
 MICRO_BATCHES = 4
 COUNTED = (32, 5, 21, 11)  # tokens that count in each sequence of micro-batch i: uneven between data-parallel ranks
+PACKED = ((20, 13, 31), (64,), (9, 40), (3, 5, 7, 11))  # lengths of the samples in each packed row of 64 tokens
 
 
-def micro_batches(*, uneven: bool) -> list[MicroBatch]:
-    """All micro-batches of the step, two sequences of 32 tokens each."""
+def micro_batches(case: str) -> list[MicroBatch]:
+    """All micro-batches of the step: two sequences of 32 tokens each, or one packed row of 64."""
+    if case == "packed":
+        return packed_rows()
     batches = dense_micro_batches(windows(2 * MICRO_BATCHES, seq_length=32, seed=11), 2)
-    if not uneven:
+    if case == "full":
         return batches
     position = torch.arange(32)
     return [
@@ -31,27 +55,44 @@ def micro_batches(*, uneven: bool) -> list[MicroBatch]:
     ]
 
 
+def packed_rows() -> list[MicroBatch]:
+    """Rows whose samples count from their third token on."""
+    rows = []
+    for index, lengths in enumerate(PACKED):
+        tokens = windows(len(lengths), seq_length=64, seed=index).numpy()
+        samples = [
+            Sample(id="", tokens=tokens[row, :length], trained=(np.arange(length) >= 2).astype(np.float32), extras={})
+            for row, length in enumerate(lengths)
+        ]
+        rows.append(pack(samples, seq_length=64, pad_id=0))
+    return packed_micro_batches(rows, seq_length=64, pad_id=0)
+
+
 def run(layout: str, device: Device, out: Path) -> dict:
     del out
     cfg = config(layout)
     result: dict = {}
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    for uneven in (False, True):
+    for case in CASES:
         trainer = build_trainer(cfg, device, total_steps=10)
-        set_expert_bias(trainer.module)
+        for module in trainer.modules:
+            set_expert_bias(module)
         trainer.model_config.mtp_loss_scaling_factor = 0.3
         trainer.model_config.moe_router_bias_update_rate = 1e-3
-        trainer.model.zero_grad_buffer()
-        trainer.module.train()
-        mine = micro_batches(uneven=uneven)[dp_rank::dp_size]
-        outputs = forward_backward(trainer.model, mine, LmObjective())
+        for chunk in trainer.chunks:
+            chunk.zero_grad_buffer()
+            chunk.train()
+        outputs = forward_backward(trainer.chunks, micro_batches(case)[dp_rank::dp_size], LmObjective())
         logs, num_tokens = reduce_logs(outputs, device.torch_device)
-        result["parameters"] = sum(parameter.numel() for parameter in trainer.module.parameters())
-        bias = [shard for shard in shards(trainer.module) if shard[0].endswith("expert_bias")]
-        result["uneven" if uneven else "full"] = {
+        result["parameters"] = sum(p.numel() for module in trainer.modules for p in module.parameters())
+        bias = [shard for shard in all_shards(trainer.modules) if shard[0].endswith("expert_bias")]
+        trainer.optimizer.prepare_grads()
+        result[case] = {
             "loss": logs["loss"],
             "num_tokens": num_tokens,
             "bias": bias,
-            "gradients": gradient_shards(trainer.model),
+            "load": step_balance(trainer.modules).load,
+            "gradient_norm": float(trainer.optimizer.get_grad_norm()),
+            "gradients": gradient_shards(trainer.chunks),
         }
     return result

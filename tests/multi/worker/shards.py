@@ -18,14 +18,21 @@ def shards(module: torch.nn.Module) -> list[Shard]:
     return found
 
 
-def gradient_shards(model: DistributedDataParallel) -> list[Shard]:
+def all_shards(modules: list[torch.nn.Module]) -> list[Shard]:
+    """The shards of all chunks of this rank."""
+    return [shard for module in modules for shard in shards(module)]
+
+
+def gradient_shards(chunks: list[DistributedDataParallel]) -> list[Shard]:
     """Every gradient of this rank, after finalize, complete over data-parallel ranks. Overwrites the weights."""
-    for buckets in [*model.bucket_groups, *model.expert_parallel_bucket_groups]:
+    groups = [group for chunk in chunks for group in [*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups]]
+    for buckets in groups:
         group = buckets.intra_distributed_optimizer_instance_group
         for bucket in buckets.buckets:
             # The distributed optimizer leaves each rank its own shard of the summed gradients.
             mine = bucket.grad_data.chunk(group.size())[group.rank()].clone()
             torch.distributed.all_gather_into_tensor(bucket.grad_data, mine, group=group)
-    for parameter in model.module.parameters():
+    modules = [chunk.module for chunk in chunks]
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
         parameter.data.copy_(parameter.main_grad)
-    return [shard for shard in shards(model.module) if not shard[0].endswith("expert_bias")]
+    return [shard for shard in all_shards(modules) if not shard[0].endswith("expert_bias")]

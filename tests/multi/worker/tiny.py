@@ -49,11 +49,19 @@ LAYOUTS = {
     "ep2": ParallelConfig(world_size=2, ep=2),
     "pp2": ParallelConfig(world_size=2, pp=2, pp_layout=STAGES),
     "tp2": ParallelConfig(world_size=2, tp=2),
+    "vpp2": ParallelConfig(world_size=2, pp=2, pp_layout="Et|t|t|mL"),
     "pp2_ep2": ParallelConfig(world_size=4, pp=2, ep=2, pp_layout=STAGES),
     "tp2_ep2": ParallelConfig(world_size=4, tp=2, ep=2),
+    "tp2_pp2": ParallelConfig(world_size=4, tp=2, pp=2, pp_layout=STAGES),
+    "ep4": ParallelConfig(world_size=4, ep=4),
+    # Uneven, with MTP on a stage of its own before the last: it needs a copy of the embedding, not of the head.
+    "pp4": ParallelConfig(world_size=4, pp=4, pp_layout="Et|tt|m|L"),
+    "vpp2_overlap": ParallelConfig(
+        world_size=4, pp=2, pp_layout="Et|t|t|mL", overlap_grad_reduce=True, overlap_param_gather=True
+    ),
 }
 # Which layout's third checkpoint a layout loads, in the order in which the layouts run.
-SOURCES = {"pp2": None, "ep2": "pp2", "single": "ep2", "pp2_ep2": "single"}
+SOURCES = {"pp2": None, "ep2": "pp2", "vpp2": "ep2", "single": "vpp2", "pp2_ep2": "single", "vpp2_overlap": "pp2_ep2"}
 CHECKPOINT_STEP = "step_00000003"
 OPTIM = OptimConfig(
     name="adamw", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_grad=1.0, precision="fp32", distributed=True

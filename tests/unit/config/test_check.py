@@ -1,18 +1,23 @@
 """One test per rule: what is reported, at which key, and that the neighbouring good value passes."""
 
-
 import pytest
 
+from r1train.config import check_deepseek, check_dense
 from r1train.config.check_data import RULES as DATA_RULES
 from r1train.config.check_layout import RULES as LAYOUT_RULES
 from r1train.config.check_model import RULES as MODEL_RULES
 from r1train.config.check_rl import RULES as RL_RULES
 from r1train.config.check_train import RULES as TRAIN_RULES
 from r1train.config.layout import parse_layout
+from r1train.config.load import CONF
 
 PRETRAIN = ("stage=pretrain",)
 GRPO = ("stage=grpo", "stage.init_from=x")
 REJECT = ("stage=reject", "stage.init_from=x")
+DENSE = (*PRETRAIN, "model=smollm2_135m", "parallel.ep=1")
+ROPE_SCALING = (
+    "model.rope_scaling={{factor: 8.0, low_freq_factor: {low}, high_freq_factor: 4.0, original_max_positions: 64}}"
+)
 FOUR = ("parallel.world_size=4", "cluster.processes_per_node=4")
 PP2 = (*FOUR, "parallel.pp=2")
 FOUR_LAYERS = "model.num_layers=4"
@@ -39,6 +44,37 @@ CASES = [
     ("group_has_two_experts", PRETRAIN, ["model.num_expert_groups=8"], "model.num_expert_groups", "fewer than 2"),
     ("bias_needs_sigmoid", PRETRAIN, ["model.router_score=softmax"], "model.router_bias", "sigmoid scores only"),
     ("rope_dimension_is_even", PRETRAIN, ["model.qk_rope_head_dim=7"], "model.qk_rope_head_dim", "pairs"),
+    ("deepseek_numbers_in_range", PRETRAIN, ["model.sequence_loss_coef=-1"], "model.sequence_loss_coef", "below 0"),
+    (
+        "expert_widths_divisible",
+        PRETRAIN,
+        ["parallel.tp=2", "parallel.etp=2", "parallel.ep=1", "model.moe_ffn_hidden_size=47"],
+        "model.moe_ffn_hidden_size",
+        "not divisible by parallel.etp = 2; not divisible by parallel.tp = 2",
+    ),
+    (
+        "key_value_heads_divide_heads",
+        DENSE,
+        ["model.num_key_value_heads=2"],
+        "model.num_key_value_heads",
+        "does not divide the 9",
+    ),
+    (
+        "key_value_heads_divisible_by_tp",
+        DENSE,
+        ["parallel.tp=2"],
+        "model.num_key_value_heads",
+        "not divisible by parallel.tp = 2",
+    ),
+    ("head_dimension_is_even", DENSE, ["model.head_dim=63"], "model.head_dim", "pairs"),
+    (
+        "rope_scaling_has_a_band",
+        DENSE,
+        [ROPE_SCALING.format(low=4.0)],
+        "model.rope_scaling.low_freq_factor",
+        "between 0 and high_freq_factor = 4.0",
+    ),
+    ("no_experts_to_spread", DENSE, ["parallel.ep=2"], "parallel.ep", "smollm2_135m has no experts"),
     ("model_numbers_in_range", PRETRAIN, ["model.init_std=0"], "model.init_std", "above 0"),
     ("vocabulary_holds_the_tokenizer", PRETRAIN, ["model.vocab_size=500"], "model.vocab_size", "512 entries"),
     ("world_size_is_the_cluster", PRETRAIN, ["parallel.world_size=4"], "parallel.world_size", "x 2 process(es) = 2"),
@@ -116,6 +152,36 @@ CASES = [
         "data.tasks.0",
         "all 0",
     ),
+    ("heldout_fraction_is_a_share", PRETRAIN, ["data.heldout_fraction=1.0"], "data.heldout_fraction", "outside [0, 1)"),
+    ("fim_rate_is_a_share", PRETRAIN, ["data.fim_rate=-0.1"], "data.fim_rate", "outside [0, 1)"),
+    (
+        "isolated_documents_come_one_by_one",
+        PRETRAIN,
+        ["data.mask_across_documents=true", "stage.micro_batch_size=2"],
+        "stage.micro_batch_size",
+        "one sequence at a time",
+    ),
+    (
+        "batch_ramp_ends_at_the_batch",
+        PRETRAIN,
+        ["stage.batch_size=32", "lr.batch_size={start: 16, segments: [{until: 100, shape: linear, to: 24}]}"],
+        "lr.batch_size",
+        "ends at 24 sequences, but stage.batch_size is 32",
+    ),
+    (
+        "batch_ramp_ends_at_the_batch",
+        PRETRAIN,
+        ["stage.batch_size=32", "lr.batch_size={start: 1, segments: [{until: 100, shape: linear, to: 32}]}"],
+        "lr.batch_size.start",
+        "starts below dp x micro_batch_size",
+    ),
+    (
+        "batch_ramp_ends_at_the_batch",
+        PRETRAIN,
+        ["stage.batch_size=32", "lr.batch_size={start: 64, segments: [{until: 100, shape: linear, to: 32}]}"],
+        "lr.batch_size.segments",
+        "not a growing ramp",
+    ),
     ("worked_corpus_has_examples", PRETRAIN, ["data.worked_examples=0"], "data.worked_examples", "would be empty"),
     (
         "checkpoints_fall_between_rollouts",
@@ -133,8 +199,63 @@ CASES = [
     ),
     ("group_has_two_samples", GRPO, ["stage.samples_per_prompt=1"], "stage.samples_per_prompt", "needs two"),
     ("keeps_no_more_than_sampled", REJECT, ["stage.keep_per_prompt=5"], "stage.keep_per_prompt", "the 4 samples"),
-    ("clip_and_kl_not_negative", GRPO, ["stage.kl_coef=-0.1"], "stage.kl_coef", "below 0"),
+    ("clip_and_kl_not_negative", GRPO, ["rl.kl_coef=-0.1"], "rl.kl_coef", "below 0"),
+    ("kl_estimator_has_a_gradient", GRPO, ["rl.kl_estimator=k1"], "rl.kl_estimator", "whose mean is zero"),
+    (
+        "sequence_ratio_takes_sequence_mean",
+        GRPO,
+        ["rl=gspo", "rl.aggregation=token-mean"],
+        "rl.aggregation",
+        "defined per sequence",
+    ),
+    (
+        "sequence_rules_see_whole_sequences",
+        GRPO,
+        ["rl=gspo", "parallel.cp=2", "parallel.ep=1"],
+        "rl.policy_loss",
+        "context parallelism cuts",
+    ),
+    (
+        "corrections_have_their_bounds",
+        GRPO,
+        ["rl.correction.weight=icepop", "rl.correction.weight_high=5.0"],
+        "rl.correction.weight_low",
+        "weight icepop needs this bound",
+    ),
+    (
+        "corrections_have_their_bounds",
+        GRPO,
+        ["rl.correction.mask_high=1.001"],
+        "rl.correction.mask_high",
+        "sequence_mask none does not read",
+    ),
+    (
+        "corrections_have_their_bounds",
+        GRPO,
+        ["rl.correction={sequence_mask: ratio, mask_low: 2.0, mask_high: 0.5}"],
+        "rl.correction.mask_low",
+        "not below mask_high = 0.5",
+    ),
+    ("overlong_buffer_fits", GRPO, ["rl.overlong.rule=penalty"], "rl.overlong.buffer_tokens", "budget of 40 tokens"),
+    ("overlong_buffer_fits", GRPO, ["rl.overlong.buffer_tokens=8"], "rl.overlong.buffer_tokens", "does not read it"),
+    ("sampling_can_fill_a_rollout", GRPO, ["rl.sampling.max_tries=3"], "rl.sampling", "every group is kept"),
+    (
+        "sampling_can_fill_a_rollout",
+        GRPO,
+        ["rl.sampling={keep: mixed, oversample: 0.5, max_tries: 3}"],
+        "rl.sampling.oversample",
+        "fewer prompts",
+    ),
+    ("stops_can_be_met", GRPO, ["rl.stop_if.kl_above=-0.1"], "rl.stop_if.kl_above", "never below 0"),
+    ("stops_can_be_met", GRPO, ["rl=gspo", "rl.stop_if.kl_above=0.1"], "rl.stop_if.kl_above", "no reference policy"),
     ("sampling_temperature_positive", GRPO, ["rollout.temperature=0"], "rollout.temperature", "above 0"),
+    (
+        "greedy_answers_once",
+        PRETRAIN,
+        ["eval.temperature=0", "eval.samples_per_problem=4"],
+        "eval.samples_per_problem",
+        "the same answer every time",
+    ),
     ("top_p_is_a_share", GRPO, ["rollout.top_p=1.5"], "rollout.top_p", "outside (0, 1]"),
     ("sample_fits_training_sequence", GRPO, ["stage.seq_length=63"], "stage.seq_length", "max_response_tokens = 64"),
     (
@@ -163,13 +284,15 @@ def test_rule_reports(problems, stage, overrides, key, message):
     assert found[key].fix
 
 
-@pytest.mark.parametrize("stage", [PRETRAIN, GRPO, REJECT])
+@pytest.mark.parametrize("stage", [PRETRAIN, GRPO, REJECT, DENSE, (*DENSE, ROPE_SCALING.format(low=1.0))])
 def test_the_base_of_every_case_is_good(problems, stage):
     assert problems(*stage) == {}
 
 
 def test_every_rule_has_a_case():
     rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *TRAIN_RULES, *DATA_RULES, *RL_RULES)}
+    rules |= {rule.__name__ for rule in (*check_deepseek.RULES, *check_deepseek.LAYOUT_RULES)}
+    rules |= {rule.__name__ for rule in (*check_dense.RULES, *check_dense.LAYOUT_RULES)}
     assert rules == {case[0] for case in CASES}
 
 
@@ -193,6 +316,21 @@ def test_negative_weights_and_shares(problems):
     assert "0 or more" in found["data.tasks.0.styles"].what
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"rl={name}"] for name in ("grpo", "grpo_r1", "dr_grpo", "gspo", "gspo_token", "cispo")),
+        ["rl=dapo", "rl.overlong.buffer_tokens=8"],
+        ["rl.correction={weight: tis, weight_high: 2.0, sequence_mask: geometric, mask_low: 0.999, mask_high: 1.001}"],
+        ["rl.correction={weight: icepop, weight_low: 0.5, weight_high: 5.0, off_policy_delta: 0.1}"],
+        ["rl.kl_estimator=k1", "rl.kl_coef=0.0"],
+        ["rl.overlong.rule=mask", "rl.stop_if.entropy_below=0.1"],
+    ],
+)
+def test_named_algorithms_and_corrections_pass(problems, overrides):
+    assert problems(*GRPO, *overrides) == {}
+
+
 def test_flex_dispatcher_needs_cuda(problems):
     assert "needs a GPU" in problems(*PRETRAIN, "parallel.dispatcher=flex")["parallel.dispatcher"].what
     on_gpu = ["cluster.device=cuda", "parallel.dispatcher=flex", "optim.precision=fp8_blockwise"]
@@ -214,7 +352,8 @@ def test_greedy_evaluation_is_allowed(problems):
     "layout", ['"Ett|ttmL"', '"Et*2|t*2,mL"', '"E(t)*2|ttmL"', '"Et|t|t|tmL"', '"Ett|tt||mL"', '"E|t|t|ttmL"']
 )
 def test_good_layouts_pass(problems, layout):
-    assert problems(*PRETRAIN, *PP2, FOUR_LAYERS, f"parallel.pp_layout={layout}") == {}
+    batch = "stage.batch_size=32"  # two rounds of micro-batches, which virtual stages need
+    assert problems(*PRETRAIN, *PP2, FOUR_LAYERS, batch, f"parallel.pp_layout={layout}") == {}
 
 
 def test_loss_must_be_in_the_last_stage(problems):
@@ -226,3 +365,24 @@ def test_parse_layout_unrolls_as_megatron_does():
     assert parse_layout("Etttt|(tttt|)*14tmL") == ("Etttt", *["tttt"] * 14, "tmL")
     with pytest.raises(ValueError, match=r"unknown character\(s\) \( \) 1 4 x"):
         parse_layout("E(tt|)x14L")
+
+
+def test_a_wrong_value_of_one_architecture_brings_no_problems_of_the_other(problems):
+    found = problems(*DENSE, "model.num_layers=x", "model.tie_embedings=true", "model.rope_scaling={factor: 8.0}")
+    assert found["model.num_layers"].what == "wrong type: a string where an integer belongs"
+    assert found["model.tie_embedings"].fix == "write model.tie_embeddings"
+    missing = {
+        f"model.rope_scaling.{name}" for name in ("low_freq_factor", "high_freq_factor", "original_max_positions")
+    }
+    assert found.keys() == {"model.num_layers", "model.tie_embedings"} | missing
+
+
+def test_an_unknown_architecture(problems):
+    found = problems(*PRETRAIN, "model.architecture=mamba")
+    assert found.keys() == {"model.architecture"}
+    assert found["model.architecture"].fix == "write one of 'deepseek', 'dense'"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_option_is_a_good_config(problems, name):
+    assert problems(*PRETRAIN, f"model={name}", "parallel.ep=1") == {}

@@ -60,7 +60,8 @@ def test_v3_schedule_has_the_papers_boundaries():
         (14.633e12, 2.2e-5),
         (14.8e12, 7.3e-6),
     ]
-    assert 14.8e12 <= cfg.stage.steps * cfg.stage.batch_size * cfg.stage.seq_length < 14.8e12 + 15360 * 4096
+    assert (cfg.stage.steps, cfg.stage.batch_size) == (15_000 + 227_785, 15360)
+    assert (cfg.lr.batch_size.start, cfg.lr.batch_size.segments[0].until) == (3072, 469e9)
     assert (cfg.parallel.dp, cfg.parallel.edp) == (128, 2)
 
 
@@ -101,7 +102,7 @@ def test_union_members_are_named_in_one_problem(problems):
     [
         ("model.vocab_sise=3", "write model.vocab_size"),
         ("data.tasks.0.trian=3", "write data.tasks.0.train"),
-        ("stage.clip_lo=3", "write stage.clip_low"),
+        ("rl.clip_lo=3", "write rl.clip_low"),
         ("lr.learning_rate.segment=3", "write lr.learning_rate.segments"),
         ("rewards=3", "write reward"),
     ],

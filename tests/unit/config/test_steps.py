@@ -37,11 +37,11 @@ def test_users_override_wins_over_the_step():
 
 
 def test_set_values_of_every_type_survive():
-    changes = "{name: 'a b', seed: 7, evaluate_after: true, rollout.top_p: 0.5, parallel.recompute_modules: [x, 'y z']}"
+    changes = "{name: 'a b', seed: 7, evaluate_after: true, rollout.top_p: 0.5, parallel.recompute_modules: [mlp, 'moe']}"
     step = "{id: p, stage: prepare, title: p, set: " + changes + "}"
     cfg = load_config(plan_steps(["experiment=tiny", f"schedule.steps=[{step}]"])[0].overrides, check_files=False)
     assert (cfg.name, cfg.seed, cfg.evaluate_after, cfg.rollout.top_p) == ("a b", 7, True, 0.5)
-    assert cfg.parallel.recompute_modules == ("x", "y z")
+    assert cfg.parallel.recompute_modules == ("mlp", "moe")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_bad_schedule_is_reported_by_a_single_stage_too():
 
 def test_problem_of_one_step_names_it_and_problem_of_all_stands_once():
     with pytest.raises(ConfigError) as caught:
-        check_schedule(["experiment=tiny", "per_stage.rl2.stage.kl_coef=-1", "optim.eps=0", "seedd=3"])
+        check_schedule(["experiment=tiny", "per_stage.rl2.rl.kl_coef=-1", "optim.eps=0", "seedd=3"])
     keys = sorted(problem.key for problem in caught.value.problems)
-    assert keys == ["[rl2] stage.kl_coef", "optim.eps", "seedd"]
+    assert keys == ["[rl2] rl.kl_coef", "optim.eps", "seedd"]

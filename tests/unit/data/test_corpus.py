@@ -25,7 +25,9 @@ def test_corpus_reads_back_equal(tmp_path, small_tokenizer):
     assert [document.tolist() for document in data] == expected
     assert data.document_indices.tolist() == list(range(43))
     assert data.index.dtype == np.uint16
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["name.v1.bin", "name.v1.idx"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["name.v1.bin", "name.v1.idx", "name.v1.json"]
+    made_by = json.loads((tmp_path / "deep" / "name.v1.json").read_text())
+    assert (made_by["tokenizer"], made_by["documents"]) == (small_tokenizer.content_hash, 42)
 
 
 def test_ring_is_the_concatenation(tmp_path, small_tokenizer):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from r1train.data.blend import blend
 from r1train.data.corpus import write_corpus
 from r1train.data.order import epoch_order
-from r1train.data.pretrain import PretrainSource, blend
+from r1train.data.pretrain import PretrainSource
 from r1train.errors import DataError
 
 
@@ -26,18 +29,36 @@ def source(folder, **changes):
 def test_blend_by_hand():
     cycle = blend([1.0, 3.0])
     # After sample n the first corpus is owed n/4, the second 3n/4; ties go to the first.
-    assert cycle.corpus[:8].tolist() == [1, 0, 1, 1, 1, 0, 1, 1]
-    assert cycle.before[:8].tolist() == [0, 0, 1, 2, 3, 1, 4, 5]
-    assert cycle.per_cycle.tolist() == [250, 750]
+    assert cycle.corpus.tolist() == [1, 0, 1, 1]
+    assert cycle.before.tolist() == [0, 0, 1, 2]
+    assert cycle.per_cycle.tolist() == [1, 3]
+    assert [cycle.at(index) for index in (0, 1, 3, 4, 5, 4003)] == [(1, 0), (0, 0), (1, 2), (1, 3), (0, 1), (1, 3002)]
 
 
 def test_blend_is_never_a_sample_off():
     weights = np.array([0.15, 0.05, 0.8])
     cycle = blend(weights.tolist())
-    given = np.stack([np.cumsum(cycle.corpus == index) for index in range(3)], axis=1)
-    owed = weights * np.arange(1, len(cycle.corpus) + 1)[:, None]
+    corpus = np.array([cycle.at(index)[0] for index in range(1000)])
+    given = np.stack([np.cumsum(corpus == index) for index in range(3)], axis=1)
+    owed = weights * np.arange(1, 1001)[:, None]
     assert np.abs(given - owed).max() <= 1.0
-    assert cycle.per_cycle.tolist() == [150, 50, 800]
+    assert given[-1].tolist() == [150, 50, 800]
+
+
+def test_blend_of_awkward_weights():
+    assert blend([1.0, 1.0, 1.0]).corpus.tolist() == [0, 1, 2]
+    assert blend([0.0003, 0.9997]).per_cycle.tolist() == [3, 9997]
+    # 1 : 3 million: more samples than a cycle may have, so rounded, and the small one still comes.
+    assert blend([1.0, 3e6]).per_cycle.tolist() == [1, 100_000]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_blend_invariants(weights):
+    """Every n-th sample of a corpus follows its (n - 1)-th, and a cycle holds whole shares."""
+    cycle = blend([weight / 10 for weight in weights])
+    for corpus, count in enumerate(cycle.per_cycle.tolist()):
+        assert cycle.before[cycle.corpus == corpus].tolist() == list(range(count))
+        assert count * sum(weights) == weights[corpus] * len(cycle.corpus)
 
 
 def test_windows_cover_an_epoch_once(folder):
@@ -64,7 +85,7 @@ def test_every_window_is_in_the_ring(folder):
     doubled = [np.concatenate([ring.read(0, ring.num_tokens)] * 2) for ring in mixed._rings]
     texts = [" ".join(map(str, flat)) for flat in doubled]
     for index in range(40):
-        corpus = int(blend([1.0, 3.0]).corpus[index])
+        corpus, _ = blend([1.0, 3.0]).at(index)
         assert " ".join(map(str, mixed.sample(index))) in texts[corpus]
 
 

@@ -65,6 +65,8 @@ def test_steps_end_in_the_answer(name):
         last = solution_steps(problem)[-1]
         if name == "number_sorting":
             assert score(problem, "[" + ", ".join(f'"{x}"' for x in last.split(",")) + "]") == 1.0
+        elif name == "chain_sum":
+            assert int(last.split("=")[1]) == int(problem.answer)
         elif name == "gcd":
             assert re.fullmatch(rf"\d+%{problem.answer}=0", last)
         else:
@@ -74,8 +76,8 @@ def test_steps_end_in_the_answer(name):
 @pytest.mark.parametrize(
     ("name", "metadata", "steps"),
     [
-        ("chain_sum", {"expression": "4 + 7 - 13 + 9"}, ["4+7=11", "11-13=-2", "-2+9=7"]),
-        ("chain_sum", {"expression": "-4 - -7"}, ["-4-(-7)=3"]),
+        ("chain_sum", {"expression": "4 + 7 - 13 + 9"}, ["4+7=+011", "+011-13=-002", "-002+9=+007"]),
+        ("chain_sum", {"expression": "-4 - -7"}, ["-4-(-7)=+03"]),
         ("gcd", {"numbers": [12, 18, 4]}, ["12%18=12", "18%12=6", "12%6=0", "6%4=2", "4%2=0"]),
         ("count_bits", {"number": 5}, ["5:1", "2:1", "1:2"]),
         ("letter_counting", {"span": ["Hush", "oh", "a"], "target_letter": "h"}, ["Hush:2", "oh:3", "a:3"]),
@@ -96,17 +98,17 @@ def test_styles_by_hand():
     problem = Problem("x", "chain_sum", "4+7-3=", "8", {"expression": "4 + 7 - 3"})
     thinking = {style: write(problem) for style, write in STYLES.items()}
     assert thinking == {
-        "steps": "4+7=11 11-3=8",
-        "check": "4+7=11 11-3=8 Check: 11-3=8 yes.",
+        "steps": "4+7=+11 +11-3=+08",
+        "check": "4+7=+11 +11-3=+08 Check: +11-3=+08 yes.",
         "direct": "I see it.",
     }
-    assert worked_text(problem) == "4+7-3= : 4+7=11 11-3=8 so 8"
+    assert worked_text(problem) == "4+7-3= : 4+7=+11 +11-3=+08 so 8"
     row = cold_start_rows([problem], task("chain_sum", styles={"steps": 1.0}), seed=0)[0]
     assert row == {
         "id": "x",
         "task": "chain_sum",
         "prompt": "4+7-3=",
-        "response": "<think>4+7=11 11-3=8</think><answer>8</answer>",
+        "response": "<think>4+7=+11 +11-3=+08</think><answer>8</answer>",
         "style": "steps",
     }
 

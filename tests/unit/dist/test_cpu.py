@@ -1,6 +1,7 @@
 """The CPU stand-ins: their version guard, and what they answer."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -81,6 +82,52 @@ def run(script: str, repo) -> None:
 
 def test_install_refuses_another_version_before_it_replaces_anything(repo):
     run(REFUSED, repo)
+
+
+FAKES = {
+    "merely there": "import torch\n",
+    "broken": "raise RuntimeError('libcuda.so.1: cannot open shared object file')\n",  # no ImportError
+}
+# What megatron-core believes, from modules that decide by different imports, and that its optimizer is torch's.
+WITHOUT = """
+import sys
+import torch
+{before}
+from r1train.dist import cpu
+cpu.install()
+import importlib.util
+assert importlib.util.find_spec("transformer_engine") is None
+from megatron.core.extensions import transformer_engine as extension
+from megatron.core import fp8_utils, optimizer
+from megatron.core.utils import get_te_version
+import r1train.model.spec
+assert not extension.HAVE_TE and not fp8_utils.HAVE_TE and str(get_te_version()) == "0.0.0"
+assert optimizer.Adam is torch.optim.AdamW, optimizer.Adam
+"""
+
+
+@pytest.mark.parametrize("kind", FAKES)
+@pytest.mark.parametrize("before", ("", "import transformer_engine.pytorch.optimizers"))
+def test_installed_transformer_engine_is_not_seen_on_cpu(tmp_path, repo, kind, before):
+    """A package of that name, and of apex, that would be taken if it were seen."""
+    if kind == "broken" and before:
+        before = "try:\n    import transformer_engine\nexcept RuntimeError:\n    pass"
+    pytorch = tmp_path / "transformer_engine" / "pytorch"
+    pytorch.mkdir(parents=True)
+    (pytorch.parent / "__init__.py").write_text(f"__version__ = '2.9.0'\n{FAKES[kind]}")
+    (pytorch / "__init__.py").touch()
+    (pytorch / "optimizers.py").write_text(
+        "class FusedAdam: ...\nclass FusedSGD: ...\nmulti_tensor_applier = multi_tensor_scale = None\n"
+    )
+    apex = tmp_path / "apex" / "optimizers"
+    apex.mkdir(parents=True)
+    (apex.parent / "__init__.py").touch()
+    (apex / "__init__.py").write_text("class FusedAdam: ...\nclass FusedSGD: ...\n")
+    search = os.pathsep.join(filter(None, [str(tmp_path), str(repo), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", WITHOUT.format(before=before)]
+    environment = {**os.environ, "PYTHONPATH": search}
+    done = subprocess.run(command, env=environment, cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_answers(repo):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from shapes import DEEPSEEK, DENSE
 from tiny import MODEL, config
 
 from r1train.plan.ranks import parameters_of_stages
@@ -14,6 +15,9 @@ MODELS = {
     "no_mtp": replace(MODEL, mtp_depth=0),
     "two_shared": replace(MODEL, num_shared_experts=2),
     "all_dense_but_one": replace(MODEL, num_dense_layers=2),
+    "no_shared": replace(MODEL, num_shared_experts=0),
+    **DEEPSEEK,
+    **DENSE,
 }
 
 

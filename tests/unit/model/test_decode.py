@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from shapes import DENSE, MOONLIGHT, V2_LITE
 from tiny import YARN_MODEL, Tokens, config, prompts, set_expert_bias
 
 from r1train.rollout.engine import SamplingParams
@@ -15,7 +16,13 @@ MODELS = {
     "yarn": YARN_MODEL,
     "plain_rope": replace(YARN_MODEL, yarn=None),
     "plain_query": replace(YARN_MODEL, q_lora_rank=None),
+    "v2_lite": V2_LITE,
+    "moonlight": MOONLIGHT,
+    **DENSE,
 }
+
+# Times which the head's row of eos makes it likely enough.
+EOS = {"llama": 20.0, "qwen": 40.0}
 
 
 def last_logits(model, ids: list[int]) -> torch.Tensor:
@@ -51,7 +58,8 @@ def model(device, request):
     made = build_model(config("single", model=MODELS[request.param]), device)
     set_expert_bias(made)
     with torch.no_grad():
-        made.output_layer.weight[Tokens.eos_id] *= 2.5
+        head = made.output_layer.weight
+        (made.embedding.word_embeddings.weight if head is None else head)[Tokens.eos_id] *= EOS.get(request.param, 2.5)
     return made
 
 
@@ -72,17 +80,30 @@ def test_engine_equals_the_plain_loop(model):
 
 
 @torch.no_grad()
-def test_cache_holds_latent_and_rope_key_only(model):
+def test_cache_holds_latent_and_rope_key_only(device):
     """Per token and layer kv_lora_rank + qk_rope_head_dim = 16 + 8 values, and not the heads' 4 x (16 + 12)."""
-    from r1train.model.decode import rotary_angles, stage_forward
-    from r1train.model.latent_cache import LatentCache
-
-    shape = (len(model.decoder.layers), 2, 10, 24)
-    cache = LatentCache.empty(shape, dtype=torch.float32, device=torch.device("cpu"))
-    rotary = rotary_angles(model.decoder.layers[0].self_attention, 10)
-    positions = torch.arange(7).expand(2, -1)
-    stage_forward(model, torch.randint(0, 64, (2, 7)), cache=cache, positions=positions, rotary=rotary)
-    assert cache.entries.shape == (3, 2, 10, 24)
-    assert cache.entries[:, :, :7].ne(0).all() and cache.entries[:, :, 7:].eq(0).all()
+    entries = filled_cache(device, YARN_MODEL)
+    assert entries.shape == (3, 2, 10, 24)
+    assert entries[:, :, :7].ne(0).all() and entries[:, :, 7:].eq(0).all()
     # The latent is normalised (weights are 1): its mean square is 1. The key is a rotation, so it is not.
-    assert cache.entries[:, :, :7, :16].square().mean(-1).allclose(torch.ones(3, 2, 7), atol=1e-3)
+    assert entries[:, :, :7, :16].square().mean(-1).allclose(torch.ones(3, 2, 7), atol=1e-3)
+
+
+@torch.no_grad()
+def test_cache_of_a_dense_model_holds_its_key_value_heads(device):
+    """Per token and layer 2 x 2 key-value heads x 16, and not 2 x 6 heads x 16."""
+    entries = filled_cache(device, DENSE["llama"])
+    assert entries.shape == (3, 2, 10, 64)
+    assert entries[:, :, :7].ne(0).all() and entries[:, :, 7:].eq(0).all()
+
+
+def filled_cache(device, model) -> torch.Tensor:
+    """Entries after seven tokens of two sequences, with room for ten."""
+    from r1train.model.build import build_model
+    from r1train.model.decode import empty_cache, rotary_angles, stage_forward
+
+    made = build_model(config("single", model=model), device)
+    cache = empty_cache(made, sequences=2, capacity=10, device=torch.device("cpu"))
+    positions = torch.arange(7).expand(2, -1)
+    stage_forward(made, torch.randint(0, 64, (2, 7)), cache=cache, positions=positions, rotary=rotary_angles(made, 10))
+    return cache.entries

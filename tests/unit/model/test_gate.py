@@ -13,7 +13,7 @@ def router(model, bias: torch.Tensor | None = None):
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from r1train.model.router import Router
-    from r1train.model.spec import transformer_config
+    from r1train.model.spec_deepseek import transformer_config
 
     config = transformer_config(model, LAYOUTS["single"], OPTIM, "cpu")
     made = Router(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
@@ -97,7 +97,7 @@ def test_bias_chooses_but_does_not_weigh(device):
     ],
 )
 def test_gates_that_megatron_core_cannot_compute_are_refused(device, model, what):
-    from r1train.model.spec import transformer_config
+    from r1train.model.spec_deepseek import transformer_config
 
     with pytest.raises(ConfigError) as caught:
         transformer_config(model, LAYOUTS["single"], OPTIM, "cpu")

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from r1train.__main__ import main
-from r1train.config.load import load_config
-from r1train.config.schema_model import ModelConfig
+from r1train.config.load import compose_tree, load_config
+from r1train.config.schema_model import AnyModelConfig
+from r1train.config.validate import build
 from r1train.plan.compute import flops_per_token
 from r1train.plan.memory import rank_bytes
 from r1train.plan.ranks import parameters_of_stages, pp_rank_of
@@ -15,44 +16,9 @@ from r1train.plan.shape import count_parameters
 V3 = ["experiment=v3_pretrain_h800_2048"]
 
 
-def medium(**changes) -> ModelConfig:
-    """What DeepSeek-V2-Lite and Moonlight-16B-A3B have in common (their released config.json)."""
-    shape = dict(
-        name="medium",
-        hidden_size=2048,
-        num_layers=27,
-        num_dense_layers=1,
-        num_attention_heads=16,
-        q_lora_rank=None,
-        kv_lora_rank=512,
-        qk_nope_head_dim=128,
-        qk_rope_head_dim=64,
-        v_head_dim=128,
-        num_experts=64,
-        num_experts_per_token=6,
-        num_shared_experts=2,
-        moe_ffn_hidden_size=1408,
-        num_expert_groups=1,
-        num_groups_per_token=1,
-        mtp_depth=0,
-        rope_base=10000.0,
-        yarn=None,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        init_std=0.02,
-        sequence_loss_coef=1e-3,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-    )
-    return ModelConfig(**shape, **changes)
-
-
-def v2_lite() -> ModelConfig:
-    return medium(vocab_size=102400, ffn_hidden_size=10944, router_score="softmax", router_bias=False)
-
-
-def moonlight() -> ModelConfig:
-    return medium(vocab_size=163840, ffn_hidden_size=11264, router_score="sigmoid", router_bias=True)
+def model(name: str) -> AnyModelConfig:
+    """A model option of conf/."""
+    return load_config(["experiment=tiny", f"model={name}", "parallel.ep=1"], check_files=False).model
 
 
 def test_v3_equals_the_released_checkpoint():
@@ -69,10 +35,71 @@ def test_v3_equals_the_released_checkpoint():
     assert counts.active_without_embedding == 36_625_618_432
 
 
-def test_v2_lite_and_moonlight():
-    lite, moon = count_parameters(v2_lite()), count_parameters(moonlight())
-    assert (lite.main, lite.active, lite.total) == (15_706_484_224, 2_661_150_208, lite.main)
-    assert (moon.main, moon.active, moon.moe_layer) == (15_960_110_208, 2_914_776_192, 584_847_936)
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("deepseek_v2_lite", (13_763_072, 81_007_104, 8_650_752, 584_847_872, 209_715_200, 15_706_484_224)),
+        ("moonlight_16b", (13_763_072, 82_973_184, 8_650_752, 584_847_936, 335_544_320, 15_960_110_208)),
+    ],
+)
+def test_v2_lite_and_moonlight(name, figures):
+    counts = count_parameters(model(name))
+    found = (counts.attention, counts.dense_layer, counts.expert, counts.moe_layer, counts.embedding, counts.main)
+    assert found == figures
+    assert counts.mtp == 0 and counts.total == counts.main
+
+
+@pytest.mark.parametrize(
+    ("name", "main_inside", "active", "active_without_embedding", "active_inside"),
+    [
+        ("deepseek_v3", 669_173_061_120, 37_552_297_472, 36_625_618_432, 35_698_939_392),
+        ("deepseek_v2_lite", 15_287_053_824, 2_661_150_208, 2_451_435_008, 2_241_719_808),
+        ("moonlight_16b", 15_289_021_568, 2_914_776_192, 2_579_231_872, 2_243_687_552),
+    ],
+)
+def test_active_counts(name, main_inside, active, active_without_embedding, active_inside):
+    """inside: without embedding and head."""
+    counts = count_parameters(model(name))
+    assert counts.main - 2 * counts.embedding == main_inside
+    assert (counts.active, counts.active_without_embedding) == (active, active_without_embedding)
+    assert counts.active - 2 * counts.embedding == active_inside
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("smollm2_135m", 134_515_008),
+        ("qwen2_5_1_5b", 1_543_714_304),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("qwen2_5_14b", 14_770_033_664),
+        ("qwen2_5_32b", 32_763_876_352),
+        ("llama3_1_8b", 8_030_261_248),
+        ("llama3_3_70b", 70_553_706_496),
+    ],
+)
+def test_students_equal_their_published_counts(name, parameters):
+    counts = count_parameters(model(name))
+    assert counts.total == counts.main == counts.active == parameters
+
+
+def test_smollm2_by_hand():
+    """Attention 576 x (2 x 576 + 2 x 192), SwiGLU 3 x 576 x 1536, two norms; the table is the head, too."""
+    counts = count_parameters(model("smollm2_135m"))
+    assert counts.attention == 884_736
+    assert counts.dense_layer == 884_736 + 2_654_208 + 2 * 576
+    assert counts.embedding == 49_152 * 576 == 28_311_552
+    assert counts.main == 28_311_552 + 30 * 3_540_096 + 576
+    assert counts.active_without_embedding == counts.main  # the head computes with the table
+
+
+def test_qwen_biases_by_hand():
+    """3584 x (2 x 3584 + 2 x 512) weights, and biases of 3584 + 512 + 512 on query, key and value."""
+    assert count_parameters(model("qwen2_5_7b")).attention == 29_360_128 + 4_608
+
+
+def test_mini_is_about_150_million():
+    counts = count_parameters(model("mini"))
+    assert (counts.main, counts.total, counts.active) == (145_409_344, 156_487_904, 62_833_984)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +112,37 @@ def test_v2_lite_and_moonlight():
     ],
 )
 def test_v3_flops_per_token(length, causal, main_gflop, mtp_gflop):
-    model = load_config(V3, check_files=False).model
-    main_only = flops_per_token(model, seq_length=length, mtp=False, causal=causal)
-    with_mtp = flops_per_token(model, seq_length=length, mtp=True, causal=causal)
+    v3 = load_config(V3, check_files=False).model
+    main_only = flops_per_token(v3, seq_length=length, mtp=False, causal=causal)
+    with_mtp = flops_per_token(v3, seq_length=length, mtp=True, causal=causal)
     assert round(main_only / 1e9, 2) == main_gflop
     assert round(with_mtp / 1e9, 2) == mtp_gflop
 
 
 def test_medium_flops_per_token():
-    assert round(flops_per_token(v2_lite(), seq_length=4096, mtp=True) / 1e9, 2) == 16.41
-    assert round(flops_per_token(moonlight(), seq_length=8192, mtp=True) / 1e9, 2) == 18.87
+    assert round(flops_per_token(model("deepseek_v2_lite"), seq_length=4096, mtp=True) / 1e9, 2) == 16.41
+    assert round(flops_per_token(model("moonlight_16b"), seq_length=4096, mtp=True) / 1e9, 2) == 17.17
+    assert round(flops_per_token(model("moonlight_16b"), seq_length=8192, mtp=True) / 1e9, 2) == 18.87
+
+
+def test_dense_flops_per_token():
+    """6 x 134,515,008 (the tied table as head), and 3 x 2 x 9 heads x (64 + 64) x 2048 / 2 x 30 layers of scores."""
+    found = flops_per_token(model("smollm2_135m"), seq_length=2048, mtp=True)
+    assert found == 6 * 134_515_008 + 3 * 2 * 9 * 128 * 1024 * 30
+
+
+def test_dense_ranks_by_hand():
+    """A tied table is on the first and the last stage; tensor parallelism cuts all but the norms."""
+    overrides = ["experiment=tiny", "model=smollm2_135m", "parallel.ep=1"]
+    (single,) = parameters_of_stages(load_config(overrides, check_files=False))
+    assert (single.dense, single.expert) == (134_515_008, 0)
+    first, last = parameters_of_stages(load_config([*overrides, "parallel.pp=2"], check_files=False))
+    assert first.total == 28_311_552 + 15 * 3_540_096
+    assert last.total == 28_311_552 + 15 * 3_540_096 + 576
+    cut = ["experiment=tiny", "model=llama3_1_8b", "parallel.ep=1", "parallel.tp=2"]
+    (half,) = parameters_of_stages(load_config(cut, check_files=False))
+    norms = 65 * 4096
+    assert half.total == (8_030_261_248 - norms) // 2 + norms
 
 
 @pytest.mark.parametrize(
@@ -124,8 +172,13 @@ EIGHT = ["parallel.world_size=8", "cluster.processes_per_node=8"]
     ids=["ep2", "pp2", "tp2", "tp2-pp2-etp2", "interleaved", "no-mtp"],
 )
 def test_tiny_ranks_equal_megatron_core_on_the_meta_device(overrides, first, last):
-    """Numbers: sum of numel over GPTModel.parameters(), megatron-core 0.19.2, local spec, fake process group."""
-    stages = parameters_of_stages(load_config([*TINY, *overrides], check_files=False))
+    """Numbers: sum of numel over GPTModel.parameters(), megatron-core 0.19.2, local spec, fake process group.
+
+    The config is not checked: etp = 2 counts like this on a CPU, but cannot run there.
+    """
+    cfg, problems = build(compose_tree([*TINY, *overrides]))
+    assert problems == []
+    stages = parameters_of_stages(cfg)
     assert (stages[0].total, stages[-1].total) == (first, last)
 
 

@@ -39,6 +39,7 @@ def fill(root):
             tokens=1_228_800,
             seconds=31.25,
             loss=0.51234,
+            heldout_loss=0.6931472,
             evals={"gcd": OTHER, "chain_sum": NUMBERS},
             main_task="chain_sum",
         ),
@@ -49,9 +50,9 @@ def fill(root):
 def test_rows(tmp_path):
     fill(tmp_path)
     assert stage_rows(tmp_path, STEPS) == [
-        ("prepare data", "-", "-", "2.0", "-", "-", "-", "-"),
-        ("cold-start SFT", "1,200", "1,228,800", "31.2", "0.5123", "41.2 % (36.0 to 46.7)", "98.5 %", "31.3"),
-        ("GRPO 1", "-", "-", "-", "-", "-", "-", "-"),
+        ("prepare data", "-", "-", "2.0", "-", "-", "-", "-", "-"),
+        ("cold-start SFT", "1,200", "1,228,800", "31.2", "0.5123", "2.000", "41.2 % (36.0 to 46.7)", "98.5 %", "31.3"),
+        ("GRPO 1", "-", "-", "-", "-", "-", "-", "-", "-"),
     ]
 
 

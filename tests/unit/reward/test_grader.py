@@ -21,6 +21,9 @@ def grade(task, answer, entry):
         time.sleep(600)
     if task == "exit":
         os._exit(7)
+    if task == "killed once" and not os.path.exists(entry["flag"]):
+        open(entry["flag"], "w").close()
+        os.kill(os.getpid(), 9)
     if task == "raise":
         raise ValueError("bad verifier")
     if task == "print":
@@ -87,6 +90,16 @@ def test_idle_worker_killed_from_outside_is_replaced(command):
         worker.wait()
         assert grader.grade([item("x", "2"), item("x")]) == [Grade(0.0, None), Grade(1.0, None)]
         assert grader._workers[0].process.pid != worker.pid
+
+
+def test_an_item_whose_worker_was_killed_from_outside_is_graded_again(command, tmp_path):
+    """What the run learns from must not depend on it; only the second crash on one item is the item's fault."""
+    killed = GradeItem(task="killed once", answer="1", entry={"answer": "1", "flag": str(tmp_path / "flag")})
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        grades = grader.grade([item("x"), killed, item("exit"), item("x", "2")])
+    assert (tmp_path / "flag").exists()
+    crashed = Grade(None, "grader process ended with exit code 7")
+    assert grades == [Grade(1.0, None), Grade(1.0, None), crashed, Grade(0.0, None)]
 
 
 def test_worker_that_cannot_start_is_reported():

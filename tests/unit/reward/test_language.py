@@ -18,10 +18,15 @@ def score(thinking, question=QUESTION, metadata=None):
     return language_score(prompt, f"<think>{thinking}</think><answer>1</answer>")
 
 
-@pytest.mark.parametrize("thinking", ["", "12+30=42", "12 + x = 42, x = 30", "\\frac{1}{2} \\cdot 4 = 2"])
+@pytest.mark.parametrize("thinking", ["12+30=42", "12 + x = 42, x = 30", "\\frac{1}{2} \\cdot 4 = 2"])
 def test_no_words_is_consistent(thinking):
     assert score(thinking) == 1.0
     assert score(thinking, question="12+30=") == 1.0
+
+
+@pytest.mark.parametrize("thinking", ["", " \n "])
+def test_no_thinking_earns_nothing(thinking):
+    assert score(thinking) == 0.0
 
 
 def test_target_from_the_question():

@@ -73,6 +73,17 @@ def test_noise_close_to_one_takes_a_token_with_mass(top_p):
     assert certain.tolist() == [1, 1] and logprob.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("top_p", (1.0, 0.4))
+def test_temperature_0_is_greedy_whatever_the_noise(top_p):
+    """The most likely token, with its logprob in the distribution as it is: ln 0.5."""
+    tokens, logprobs = draw([0.0, 0.3, 0.7, 0.9999], temperature=0.0, top_p=top_p)
+    assert tokens.tolist() == [1, 1, 1, 1]
+    torch.testing.assert_close(logprobs, torch.full((4,), -0.693147))
+    other, logprob = draw([0.5], temperature=0.0, probabilities=[0.2, 0.1, 0.7])
+    assert other.tolist() == [2]
+    torch.testing.assert_close(logprob, torch.tensor([-0.356675]))  # ln 0.7
+
+
 def test_a_row_does_not_depend_on_its_batch():
     generator = torch.Generator().manual_seed(0)
     logits, noise = torch.randn(8, 50, generator=generator), torch.rand(8, generator=generator)

@@ -1,10 +1,12 @@
 """Schedules against DeepSeek-V3's published values (report section 4.2)."""
 
+import math
+
 import pytest
 from omegaconf import OmegaConf
 
 from r1train.config.schema_train import Piecewise, Segment
-from r1train.train.schedules import Progress, value_at
+from r1train.train.schedules import Progress, batch_size_at, value_at
 
 T = 1_000_000_000_000
 
@@ -15,8 +17,12 @@ def from_yaml(repo, name: str) -> Piecewise:
     return Piecewise(**{**tree, "segments": tuple(Segment(**segment) for segment in tree["segments"])})
 
 
+def progress(tokens: float) -> Progress:
+    return Progress(tokens=int(tokens), step=0, total_steps=1)
+
+
 def at(schedule: Piecewise, tokens: float) -> float:
-    return value_at(schedule, Progress(tokens=int(tokens), step=0, total_steps=1))
+    return value_at(schedule, progress(tokens))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,49 @@ def test_v3_warm_up_is_2000_steps_of_3072_sequences(repo):
     assert at(schedule, end // 4) == pytest.approx(0.55e-4, rel=1e-3)
     assert at(schedule, end // 2) == pytest.approx(1.1e-4, rel=1e-3)
     assert at(schedule, end) == pytest.approx(2.2e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"),
+    [(0, 3072), (234.5e9, 9216), (117.25e9, 6144), (469e9, 15360), (469e9 + 1, 15360), (14.8 * T, 15360)],
+)
+def test_v3_batch_ramp(repo, tokens, size):
+    """3072 -> 15360 over 469 billion tokens in a straight line, in sequences."""
+    assert batch_size_at(from_yaml(repo, "batch_size"), 15360, progress(tokens), multiple=1) == size
+
+
+def test_v3_steps_with_the_ramp(repo):
+    """15,000 steps of growing batches (14,997 for the exact integral), then 227,785 of 15360 x 4096 tokens."""
+    ramp, tokens, steps = from_yaml(repo, "batch_size"), 0, 0
+    while tokens < 469e9:
+        tokens += 4096 * batch_size_at(ramp, 15360, progress(tokens), multiple=128)
+        steps += 1
+    assert steps == 15_000
+    assert math.ceil((14.8 * T - tokens) / (15360 * 4096)) == 227_785
+    assert 469e9 / (4096 * (15360 - 3072)) * math.log(15360 / 3072) == pytest.approx(14_997, abs=0.5)
+
+
+def test_batch_ramp_is_a_multiple():
+    ramp = Piecewise(start=10, segments=(Segment(until=100, shape="linear", to=20),))
+    sizes = [batch_size_at(ramp, 20, progress(tokens), multiple=4) for tokens in (0, 19, 21, 59, 60, 100, 200)]
+    # 10 and 11.9 lie nearest to 12, 15.9 to 16, 16 stays, and 20 ends it.
+    assert sizes == [12, 12, 12, 16, 16, 20, 20]
+    assert batch_size_at(None, 24, progress(0), multiple=4) == 24
+    assert batch_size_at(ramp, 20, progress(0), multiple=32) == 32
+
+
+def test_tokens_per_step_stay_the_same_when_sequences_get_longer():
+    """V3 section 4.3: 4096 x 15360, then 32K x 1920 and 128K x 480; each extension takes 1000 steps."""
+    assert {4096 * 15360, 32768 * 1920, 131072 * 480} == {62_914_560}
+    lengths = Piecewise(
+        start=4096,
+        segments=tuple(
+            Segment(until=14.8e12 + phase * 1000 * 62_914_560, shape="constant", to=length)
+            for phase, length in enumerate((4096, 32768, 131072))
+        ),
+    )
+    found = [at(lengths, tokens) for tokens in (0, 14.8 * T, 14.8 * T + 1, 14.87 * T, 14.92 * T)]
+    assert found == [4096, 4096, 32768, 131072, 131072]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""Does a corpus fit the tokenizer: asked before training, so that a wrong file never becomes a wrong model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from r1train.data.corpus import beside
+from r1train.data.pretrain import TokenRing
+from r1train.data.tokenizer import Tokenizer
+from r1train.errors import DataError
+
+# A corpus without a .json beside it is looked through: all of it up to this many tokens, else evenly spread parts.
+_SCANNED_TOKENS = 1 << 26
+_SCAN_PARTS = 64
+
+
+def check_corpus(prefix: Path, tokenizer: Tokenizer) -> None:
+    """Raise DataError: files missing, truncated or of each other, another tokenizer, ids beyond its vocabulary.
+
+    A corpus of ours names its tokenizer in prefix.json; of any other (megatron-core's own tools write no such file) the
+    token ids are looked at, and the documents' last tokens, which have to be <|eos|>.
+    """
+    ring = TokenRing(prefix)
+    fix = "Fix: tokenise it with the tokenizer in data.dir (prepare stage, or tools/tokenize_corpus.py)"
+    made_by = beside(prefix, ".json")
+    if made_by.is_file():
+        content = json.loads(made_by.read_text(encoding="utf-8"))
+        if content["tokenizer"] != tokenizer.content_hash:
+            sizes = f"its vocabulary has {content['vocab_size']} entries, data.dir's {tokenizer.vocab_size}"
+            raise DataError(f"{prefix}: made with another tokenizer ({sizes}). {fix}")
+        if content["tokens"] != ring.num_tokens:
+            what = f"{ring.num_tokens} tokens, but {made_by.name} says {content['tokens']}"
+            raise DataError(f"{prefix}: {what}; files of different corpora. {fix}")
+        return
+    largest = max(int(part.max()) for part in _parts(ring))
+    if largest >= tokenizer.vocab_size:
+        raise DataError(f"{prefix}: token id {largest}, but the vocabulary has {tokenizer.vocab_size} entries. {fix}")
+    if int(ring.read(ring.num_tokens - 1, 1)[0]) != tokenizer.eos_id:
+        raise DataError(f"{prefix}: the last document does not end with <|eos|>, so it is another tokenizer's. {fix}")
+
+
+def _parts(ring: TokenRing) -> list[np.ndarray]:
+    length = min(ring.num_tokens, _SCANNED_TOKENS) // _SCAN_PARTS + 1
+    starts = np.linspace(0, max(ring.num_tokens - length, 0), _SCAN_PARTS, dtype=np.int64)
+    return [ring.read(int(start), min(length, ring.num_tokens)) for start in starts]

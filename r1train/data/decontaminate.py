@@ -1,0 +1,87 @@
+"""Finds documents that share a run of words with an evaluation set (n-gram decontamination; R1 app. D.1 uses 10)."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from r1train.data.files import read_rows
+from r1train.errors import DataError
+
+# Words are runs of letters and digits, lower case; a Chinese or Japanese character is a word of its own.
+_EAST_ASIAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W_{_EAST_ASIAN}]+")
+# Shorter texts of an evaluation set are no evidence: many documents say "find the value of x".
+_LEAST_WORDS = 8
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def words(text: str) -> list[str]:
+    """The words that n-grams are made of: case, punctuation and space do not matter."""
+    return _WORD.findall(text.lower())
+
+
+class NgramFilter:
+    """Every n-gram of the evaluation texts; a text of 8 to n - 1 words counts as a whole."""
+
+    def __init__(self, texts: Iterable[str], *, n: int):
+        """Raises DataError when no text has enough words, or n is below 1."""
+        if n < 1:
+            raise DataError(f"n-grams of {n} words. Fix: at least 1; 13 is usual")
+        self._ids: dict[str, int] = {}
+        # By length, because short texts count whole: n-grams as tuples of word ids, and their sorted hashes.
+        self._grams: dict[int, set[tuple[int, ...]]] = {}
+        for text in texts:
+            ids = [self._ids.setdefault(word, len(self._ids) + 1) for word in words(text)]
+            length = min(n, len(ids))
+            if length >= min(n, _LEAST_WORDS):
+                grams = self._grams.setdefault(length, set())
+                grams.update(tuple(ids[at : at + length]) for at in range(len(ids) - length + 1))
+        if not self._grams:
+            raise DataError(f"no evaluation text has {min(n, _LEAST_WORDS)} words. Fix: other files, or a smaller n")
+        self._hashes = {
+            length: np.unique(_window_hashes(np.array(sorted(grams), dtype=np.uint64).ravel(), length)[::length])
+            for length, grams in self._grams.items()
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._grams.values()))
+
+    def find(self, text: str) -> str | None:
+        """The first n-gram of the text that an evaluation set has too (longest kind first), or None."""
+        found = words(text)
+        ids = np.fromiter((self._ids.get(word, 0) for word in found), dtype=np.uint64, count=len(found))
+        for length in sorted(self._grams, reverse=True):
+            if len(ids) < length:
+                continue
+            hashes, known = _window_hashes(ids, length), self._hashes[length]
+            places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+            for at in np.flatnonzero(known[places] == hashes):
+                if tuple(ids[at : at + length].tolist()) in self._grams[length]:
+                    return " ".join(found[at : at + length])
+        return None
+
+
+def _window_hashes(ids: np.ndarray, length: int) -> np.ndarray:
+    """A polynomial hash, modulo 2 ** 64, of every window of `length` ids: uint64 [n - length + 1]."""
+    count = len(ids) - length + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(length):
+        hashes = hashes * _MULTIPLIER + ids[offset : offset + count]
+    return hashes
+
+
+def evaluation_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Every string in every row of the jsonl files: questions, answers, solutions. Raises DataError as read_rows."""
+    for path in paths:
+        for row in read_rows(path, {}):
+            yield from _strings(row)
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

@@ -1,0 +1,106 @@
+"""Runs one test snippet in a sandbox of its own; what it calls runs in another (code_answer.py). Started by code.py.
+
+python -I -S code_judge.py: snippet in test.py beside it. Names that the snippet uses but does not make are functions of
+the answer: a call sends their name and arguments through stdout and takes the result from stdin, as plain data. So
+nothing that the answer does in its process (patching, exiting, an __eq__ that always agrees, printing) reaches the
+comparison. The verdict, the word pass on stderr, comes from this process alone.
+"""
+
+import ast
+import builtins
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+MAX_REPLY_CHARS = 16_000_000
+
+
+def free_names(source: str) -> set[str]:
+    """Names that the snippet reads and neither makes itself nor finds among the built-in ones."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            made |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            made.add(node.name)
+    return {node.id for node in names} - made - set(vars(builtins))
+
+
+def encode(value: Any) -> Any:
+    """Plain data -> JSON that keeps the type. Raises TypeError for anything else."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return {"float": repr(value)}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    raise TypeError(f"a {type(value).__name__} cannot leave its process; plain data can")
+
+
+def decode(value: Any) -> Any:
+    """Inverse of encode."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "float":
+        return float(content)
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if kind == "dict":
+        return {decode(key): decode(item) for key, item in content}
+    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, content))
+
+
+def remote(name: str, requests: TextIO, replies: TextIO) -> Callable[..., Any]:
+    """A function that runs in the answer's process. What it raised is raised here, if it is a built-in Exception."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        request = {"name": name, "args": encode(args), "kwargs": encode(kwargs)}
+        requests.write(json.dumps(request) + "\n")
+        requests.flush()
+        line = replies.readline(MAX_REPLY_CHARS)
+        if not line.endswith("\n"):
+            raise RuntimeError("the answer's process ended, or replied without end")
+        reply = json.loads(line)
+        if "raised" not in reply:
+            return decode(reply["value"])
+        kind = vars(builtins).get(reply["raised"])
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            raise kind("raised by the answer")
+        raise RuntimeError("raised by the answer")
+
+    return call
+
+
+def judge(source: str, requests: TextIO, replies: TextIO) -> None:
+    """Runs the snippet; raises what it raises."""
+    names: dict[str, Any] = {name: remote(name, requests, replies) for name in free_names(source)}
+    exec(compile(source, "test.py", "exec"), {"__name__": "test", **names})
+
+
+def main() -> None:
+    sys.set_int_max_str_digits(0)
+    requests, verdict = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w")
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    with open("test.py", encoding="utf-8") as file:
+        judge(file.read(), requests, sys.stdin)
+    verdict.write("pass")  # whatever was raised, SystemExit included, does not come this far
+    verdict.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

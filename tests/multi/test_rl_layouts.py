@@ -1,0 +1,52 @@
+"""The RL loss of every algorithm: the same gradient and gauges in every layout, micro-batch size and packing."""
+
+from pathlib import Path
+
+import pytest
+from assembly import assemble, load_ranks
+
+TOLERANCE = 1e-5  # relative to the largest entry of each tensor
+ALGORITHMS = ("grpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo")
+LAYOUTS = ("dp2", "ep2", "pp2", "tp2", "pp2_ep2")
+
+
+def assert_same(found: list[dict], expected: dict) -> None:
+    for rank in found:
+        assert rank["num_tokens"] == expected["num_tokens"] == 99
+        assert rank["gauges"] == pytest.approx(expected["gauges"], rel=1e-4, abs=1e-6)
+    whole = assemble([expected["gradients"]])
+    gradients = assemble([rank["gradients"] for rank in found], tolerance=TOLERANCE)
+    assert gradients.keys() == whole.keys()
+    # RL trains the main head, so MTP's own weights get none.
+    worst = {
+        key: float((gradients[key] - whole[key]).abs().max() / whole[key].abs().max().clamp(min=1e-12)) for key in whole
+    }
+    assert {key: error for key, error in worst.items() if not error <= TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(results: Path, layout: str, algorithm: str):
+    single = load_ranks(results, "rl_gradient", "single")[0]
+    ranks = load_ranks(results, "rl_gradient", layout)
+    assert_same([rank[algorithm, "rows"] for rank in ranks], single[algorithm, "rows"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("packing", ["long_rows", "one_each"])
+def test_packing_and_micro_batches(results: Path, packing: str, algorithm: str):
+    single = load_ranks(results, "rl_gradient", "single")[0]
+    assert_same([single[algorithm, packing]], single[algorithm, "rows"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_comparison_shows_something(results: Path, algorithm: str):
+    """Some tokens are clipped, some left out, gradients are not zero, entropy is between certainty and ln 64."""
+    single = load_ranks(results, "rl_gradient", "single")[0][algorithm, "rows"]
+    gauges = single["gauges"]
+    assert 0 < gauges["clip_share"] < 1
+    assert (0 < gauges["left_out_share"] < 1) == (algorithm in ("gspo", "cispo"))
+    assert 1.0 < gauges["entropy"] < 4.159
+    assert gauges["logprob_gap_mean"] > 0.01
+    moved = [key for key, values in assemble([single["gradients"]]).items() if values.abs().max() > 0]
+    assert {"embedding.word_embeddings.weight", "output_layer.weight"} <= set(moved)

@@ -1,0 +1,114 @@
+"""Loss, gauges and gradients of one RL step, for every algorithm: the samples dealt to the data-parallel ranks.
+
+A single process also packs them in another order into rows of another length, and one sample per row.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from shards import gradient_shards
+from tiny import MODEL, config, set_expert_bias
+
+from r1train.config.schema_rl import CorrectionConfig, RlConfig
+from r1train.dist.init import Device
+from r1train.rl.batch import TrainSample, pack_samples, with_extra
+from r1train.rl.mismatch import logprob_gap
+from r1train.rl.objective import GrpoObjective, LogprobObjective
+from r1train.train.forward import forward_backward, forward_only
+from r1train.train.setup import build_trainer
+from r1train.train.step import reduce_logs
+
+LAYOUTS = ("single", "dp2", "ep2", "pp2", "tp2", "pp2_ep2")
+TEMPERATURE = 0.8
+LENGTHS = (9, 30, 2, 17, 24, 5, 12)  # tokens of each response; the data-parallel ranks get 4 and 3 of them
+BASE = RlConfig(
+    name="grpo",
+    policy_loss="clip",
+    clip_low=0.05,
+    clip_high=0.07,
+    kl_coef=0.1,
+    kl_estimator="k3",
+    advantage_std="population",
+    aggregation="seq-mean-token-mean",
+)
+TIS = CorrectionConfig(
+    weight="sequence-tis",
+    weight_high=1.01,
+    sequence_mask="geometric",
+    mask_low=0.995,
+    mask_high=1.004,
+    off_policy_delta=0.004,
+)
+ALGORITHMS = {
+    "grpo": BASE,
+    "dr_grpo": replace(BASE, aggregation="seq-mean-token-sum-norm"),
+    "dapo": replace(BASE, aggregation="token-mean", kl_estimator="unbiased"),
+    "gspo": replace(BASE, policy_loss="gspo", clip_low=0.002, clip_high=0.002, correction=TIS),
+    "gspo_token": replace(BASE, policy_loss="gspo-token", clip_low=0.002, clip_high=0.002, kl_estimator="k2"),
+    "cispo": replace(BASE, policy_loss="cispo", aggregation="token-mean", correction=TIS),
+}
+# Rows of how many tokens, and whether the samples come in reverse.
+PACKINGS = {"rows": (64, False), "long_rows": (128, True), "one_each": (36, True)}
+
+
+def samples() -> list[TrainSample]:
+    generator = np.random.default_rng(8)
+    return [
+        TrainSample(
+            id=str(index),
+            prompt=tuple(generator.integers(3, MODEL.vocab_size, 4).tolist()),
+            response=generator.integers(3, MODEL.vocab_size, length),
+            advantage=[1.2, -0.8, 0.5][index % 3],
+            engine_logprobs=np.zeros(length, dtype=np.float32),
+        )
+        for index, length in enumerate(LENGTHS)
+    ]
+
+
+def off_policy(batches: list, device: Device) -> list:
+    """Old, engine and reference logprobs a little off the policy's, by amounts that belong to token and position."""
+    moved = []
+    for batch in batches:
+        # Stages before the last know no logprobs, and nobody asks them.
+        policy = batch.extras["policy"] if "policy" in batch.extras else torch.zeros_like(batch.loss_mask)
+        wave = torch.sin(1.7 * batch.labels + 0.9 * batch.positions)
+        extras = {"old_logprobs": policy + 0.1 * wave, "engine_logprobs": policy + 0.13 * wave}
+        moved.append(replace(batch, extras={**batch.extras, **extras, "ref_logprobs": policy + 0.3 * wave}))
+    return moved
+
+
+def step(trainer, device: Device, rl: RlConfig, packing: str) -> dict:
+    """One step's loss, gauges and gradient. gradient_shards spoils the weights, so every call has its own trainer."""
+    seq_length, reverse = PACKINGS[packing]
+    dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    mine = samples()[:: -1 if reverse else 1][dp_rank::dp_size]
+    packed = pack_samples(mine, seq_length=seq_length, pad_id=2, aggregation=rl.aggregation, max_response_tokens=32)
+    for chunk in trainer.chunks:
+        chunk.zero_grad_buffer()
+        chunk.train()
+    batches = with_extra(
+        packed.batches, "policy", forward_only(trainer.chunks, packed.batches, LogprobObjective(TEMPERATURE))
+    )
+    batches = off_policy(batches, device)
+    objective = GrpoObjective(rl, TEMPERATURE, num_tokens=packed.counts.tokens)
+    logs, num_tokens = reduce_logs(forward_backward(trainer.chunks, batches, objective), device.torch_device)
+    gauges = {**logs, **objective.ratio_quantiles(), **logprob_gap(batches)}
+    return {"num_tokens": num_tokens, "gauges": gauges, "gradients": gradient_shards(trainer.chunks)}
+
+
+def run(layout: str, device: Device, out: Path) -> dict:
+    del out
+    # Without the router's sequence loss, which looks at whole rows and so depends on how samples are packed.
+    cfg = config(layout, model=replace(MODEL, sequence_loss_coef=0.0))
+    result: dict = {}
+    for name, rl in ALGORITHMS.items():
+        for packing in PACKINGS if layout == "single" else ("rows",):
+            trainer = build_trainer(cfg, device, total_steps=10)
+            for module in trainer.modules:
+                set_expert_bias(module)
+            trainer.model_config.moe_router_bias_update_rate = 0.0
+            result[name, packing] = step(trainer, device, rl, packing)
+    return result
