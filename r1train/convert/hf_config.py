@@ -94,9 +94,10 @@ def read_hf_config(path: Path) -> tuple[ModelConfig | DenseModelConfig, dict[str
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def model_from_hf(fields: dict[str, Any], *, name: str | None = None) -> ModelConfig | DenseModelConfig:
+def model_from_hf(fields: dict[str, Any]) -> ModelConfig | DenseModelConfig:
     """Raises CheckpointError that lists every field which is missing, unknown, or means another model than ours."""
-    kind = fields.get("model_type")
+    kind = str(fields.get("model_type"))
+    readers: dict[Any, Callable[[_Reader, str, str], ModelConfig | DenseModelConfig]]
     readers = {"deepseek_v3": _deepseek, "deepseek_v2": _deepseek, "llama": _dense, "qwen2": _dense}
     if kind not in readers:
         raise CheckpointError(f"model_type = {kind!r} is not supported. Fix: one of {', '.join(readers)}")
@@ -106,7 +107,7 @@ def model_from_hf(fields: dict[str, Any], *, name: str | None = None) -> ModelCo
         reader.problems.append(f"quantization_config = {quantisation!r}: can be {FP8_CONFIG!r} or absent")
     reader.only("hidden_act", "silu", why="the feed-forward is SwiGLU")
     reader.only("attention_dropout", 0, 0.0, why="there is no dropout")
-    model = readers[kind](reader, kind, name or kind)
+    model = readers[kind](reader, kind, kind)
     reader.refuse_unknown()
     if reader.problems:
         lines = "".join(f"\n  - {problem}" for problem in reader.problems)
@@ -182,20 +183,10 @@ def _yarn(reader: _Reader, scaling: dict[str, Any]) -> YarnConfig | None:
     return YarnConfig(original_max_positions=positions, **{name: float(value) for name, value in values.items()})
 
 
-def _deepseek(reader: _Reader, kind: str, name: str) -> ModelConfig:
+def _gate(reader: _Reader, kind: str) -> tuple[int, int, int, bool]:
+    """Groups, groups open to a token, experts per token, whether their weights are normalised."""
     v3 = kind == "deepseek_v3"
     take, only = reader.take, reader.only
-    heads = take("num_attention_heads", int)
-    rope = take("qk_rope_head_dim", int)
-    nope = take("qk_nope_head_dim", int)
-    only("num_key_value_heads", heads, None, why="latent attention has one key per head")
-    only("head_dim", rope, None, why="transformers writes qk_rope_head_dim here")
-    only("qk_head_dim", nope + rope, None, why="the sum of the nope and rope widths")
-    only("attention_bias", False, why="no projection has a bias")
-    only("mlp_bias", False, why="no feed-forward has a bias")
-    only("tie_word_embeddings", False, why="embedding and head are two matrices")
-    only("moe_layer_freq", 1, why="every layer after the dense ones has experts")
-    only("rope_interleave", True, why="rotary pairs are neighbours in the released weights")
     groups = take("n_group", int, default=1)
     only("scoring_func", "sigmoid" if v3 else "softmax", why=f"the gate of {kind}")
     only("topk_method", *(("noaux_tc",) if v3 else ("greedy",)), why="the only choice of experts that is exact here")
@@ -210,6 +201,24 @@ def _deepseek(reader: _Reader, kind: str, name: str) -> ModelConfig:
     normalised = reader.flag("norm_topk_prob", default=v3)
     if normalised != v3:
         reader.problems.append(f"norm_topk_prob = {normalised}: {kind} is supported with {str(v3).lower()}")
+    return groups, open_groups, chosen, normalised
+
+
+def _deepseek(reader: _Reader, kind: str, name: str) -> ModelConfig:
+    v3 = kind == "deepseek_v3"
+    take, only = reader.take, reader.only
+    heads = take("num_attention_heads", int)
+    rope = take("qk_rope_head_dim", int)
+    nope = take("qk_nope_head_dim", int)
+    only("num_key_value_heads", heads, None, why="latent attention has one key per head")
+    only("head_dim", rope, None, why="transformers writes qk_rope_head_dim here")
+    only("qk_head_dim", nope + rope, None, why="the sum of the nope and rope widths")
+    only("attention_bias", False, why="no projection has a bias")
+    only("mlp_bias", False, why="no feed-forward has a bias")
+    only("tie_word_embeddings", False, why="embedding and head are two matrices")
+    only("moe_layer_freq", 1, why="every layer after the dense ones has experts")
+    only("rope_interleave", True, why="rotary pairs are neighbours in the released weights")
+    groups, open_groups, chosen, normalised = _gate(reader, kind)
     base, scaling = _rope(reader)
     mtp = reader.fields.pop("num_mtp_layers", None)
     return ModelConfig(

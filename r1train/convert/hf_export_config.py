@@ -20,7 +20,8 @@ def model_to_hf(model: ModelConfig | DenseModelConfig, *, dtype: str, fp8: bool 
     return fields | ({"quantization_config": dict(FP8_CONFIG)} if fp8 else {})
 
 
-def _deepseek(model: ModelConfig) -> dict[str, Any]:
+def _class(model: ModelConfig) -> tuple[str, str, str]:
+    """model_type, class and topk_method of transformers for this gate; CheckpointError where there is none."""
     if model.num_expert_groups > 1 and model.num_experts_per_token != 2 * model.num_groups_per_token:
         raise CheckpointError(
             f"model {model.name}: transformers scores a group of experts by its best two, this model by its best "
@@ -40,6 +41,11 @@ def _deepseek(model: ModelConfig) -> dict[str, Any]:
             f"num_expert_groups={model.num_expert_groups}, mtp_depth={model.mtp_depth}. Fix: export a model with "
             "DeepSeek-V3's gate (sigmoid, bias, normalised) or V2-Lite's (softmax, no bias, not normalised, one group)"
         )
+    return kind, name, method
+
+
+def _deepseek(model: ModelConfig) -> dict[str, Any]:
+    kind, name, method = _class(model)
     yarn = model.yarn
     return {
         "architectures": [name],

@@ -103,7 +103,7 @@ def plan_import(hf_dir: Path, options: Options) -> tuple[ImportPlan, HfFolder, d
     if options.drop_mtp and isinstance(model, ModelConfig):
         model = replace(model, mtp_depth=0)
     found = entries(model)
-    may_be = stale_names(model) | ({tied_head(model)} - {None})
+    may_be = stale_names(model) | tied_head(model)
     if options.drop_mtp:
         may_be |= {name for name in source.tensors if name.startswith(mtp_prefixes(model, depth=depth))}
     problems = source.problems(found, may_be=may_be)
@@ -135,9 +135,7 @@ def _hint(model: AnyModel, source: HfFolder) -> str:
 def _unequal_copies(source: HfFolder, found: list[Entry], model: AnyModel) -> list[str]:
     """Copies of embedding and head that differ from the original: one matrix of ours could not hold both."""
     pairs = [(part.name, copy) for entry in found for part in entry.parts for copy in part.copies]
-    tied = tied_head(model)
-    if tied is not None:
-        pairs.append((found[0].parts[0].name, tied))
+    pairs += [(found[0].parts[0].name, tied) for tied in tied_head(model)]
     problems = []
     for name, copy in pairs:
         if copy not in source.tensors:

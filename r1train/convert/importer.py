@@ -106,7 +106,10 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def pieces_of(record: dict) -> list[Piece]:
     """The pieces that a group's record lists."""
-    return [Piece(*(tuple(v) if isinstance(v, list) else v for v in fields)) for fields in record["pieces"]]
+    return [
+        Piece(key, dtype, tuple(whole), tuple(offset), tuple(shape), file, begin, length)
+        for key, dtype, whole, offset, shape, file, begin, length in record["pieces"]
+    ]
 
 
 def import_checkpoint(hf_dir: Path, out: Path, options: Options | None = None) -> Path:

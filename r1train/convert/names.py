@@ -277,9 +277,9 @@ def entries(model: AnyModel) -> list[Entry]:
     return found
 
 
-def tied_head(model: AnyModel) -> str | None:
-    """Name under which a file may repeat a tied embedding; None where the head has weights of its own."""
-    return _HEAD.hf[0] if isinstance(model, DenseModelConfig) and model.tie_embeddings else None
+def tied_head(model: AnyModel) -> set[str]:
+    """Names under which a file may repeat a tied embedding; empty where the head has weights of its own."""
+    return set(_HEAD.hf) if isinstance(model, DenseModelConfig) and model.tie_embeddings else set()
 
 
 def stale_names(model: AnyModel) -> set[str]:

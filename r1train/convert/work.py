@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -125,7 +125,7 @@ def _work(job: Job, tasks: multiprocessing.Queue, results: multiprocessing.Queue
 
 
 @contextmanager
-def _progress(title: str, *, total: int, done: int):
+def _progress(title: str, *, total: int, done: int) -> Iterator[Callable[[int], object]]:
     """advance(bytes) for a bar on a terminal, or a line every few seconds elsewhere, both with rate and time left."""
     if sys.stderr.isatty():
         columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

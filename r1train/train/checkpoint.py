@@ -106,7 +106,7 @@ def _load_chunks(modules: list[R1Model], folder: Path, *, prefix: str) -> None:
         fix = "Fix: train with optim.ema_decay, or load the weights themselves (use_ema=false)"
         raise CheckpointError(f"{folder} keeps no average of the weights. {fix}")
     state = _chunk_states(modules, prefix)
-    _check_tensors(state, folder)
+    _check_tensors(state, folder, prefix=prefix)
     loaded = dist_checkpointing.load(state, str(folder))
     _restore_chunks(modules, loaded)
 
@@ -147,8 +147,11 @@ def _check_marker(folder: Path) -> None:
         raise CheckpointError(f"{folder} has no {MARKER} marker: it was not written to its end. Fix: use another step")
 
 
-def _check_tensors(state: dict[str, object], folder: Path) -> None:
-    """Compare names and global shapes of all ranks' weights with the checkpoint's. Collective."""
+def _check_tensors(state: dict[str, object], folder: Path, *, prefix: str = "") -> None:
+    """Compare names and global shapes of all ranks' weights with the checkpoint's. Collective.
+
+    prefix: of the names of the weights that the checkpoint may not hold more of.
+    """
     parts: list[dict] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, {t.key: tuple(t.global_shape) for t in sharded_tensors(state)})
     wanted = {key: shape for part in parts for key, shape in part.items()}
@@ -160,7 +163,8 @@ def _check_tensors(state: dict[str, object], folder: Path) -> None:
         for key, shape in sorted(wanted.items())
         if found.get(key) != shape
     ]
-    unknown = [key for key in sorted(found) if key.startswith(_WEIGHTS) and key not in wanted]
+    names = tuple(f"{prefix}{name}" for name in _WEIGHTS)
+    unknown = [key for key in sorted(found) if key.startswith(names) and key not in wanted]
     problems += [f"{key} {list(found[key])} of the checkpoint is not in the model" for key in unknown]
     if problems:
         more = {1: "", 2: "; and 1 more tensor differs"}.get(

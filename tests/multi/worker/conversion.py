@@ -21,9 +21,9 @@ def run(layout: str, device: Device, out: Path) -> dict:
     """By the model's name: logits [sequences, tokens, vocabulary], and the weights under Hugging Face's names."""
     result = {}
     for folder in sorted(path.parent for path in out.glob("*/run")):
-        tokens = torch.load(out / "tokens.pt")
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         model = replace(model_of_run(folder / "run"), init_std=0.3)
+        tokens = torch.load(out / "tokens.pt") % model.vocab_size
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         module = build_model(config(layout, model=model), device)
         load_module(module, latest_checkpoint(folder / "run"))
         with torch.no_grad():

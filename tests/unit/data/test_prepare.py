@@ -65,8 +65,10 @@ def test_summary_and_files(prepared):
         "cold_start.jsonl",
         "corpus/gsm8k.bin",
         "corpus/gsm8k.idx",
+        "corpus/gsm8k.json",
         "corpus/worked.bin",
         "corpus/worked.idx",
+        "corpus/worked.json",
         "prompts/heldout.jsonl",
         "prompts/train.jsonl",
         "tokenizer/tokenizer.json",
@@ -163,3 +165,21 @@ def test_a_failed_rebuild_keeps_the_old_data(tmp_path):
     with pytest.raises(DataError):
         prepare.run(config(folder, tokenizer_vocab_size=100))
     assert prepare.run(config(folder)) == summary
+
+
+def test_fim_is_part_of_the_data_and_the_loader_is_not(tmp_path):
+    """Another loader reads the same files; another FIM rate makes new ones, with a tokenizer that has its tokens."""
+    folder = tmp_path / "data"
+    plain = config(folder)
+    prepare.run(plain)
+    before = (folder / "_DONE").stat().st_mtime_ns
+    prepare.run(SimpleNamespace(data=dataclasses.replace(plain.data, loader="dali", mask_across_documents=True)))
+    assert (folder / "_DONE").stat().st_mtime_ns == before
+    assert Tokenizer.load(folder / "tokenizer").fim_ids is None
+    prepare.run(SimpleNamespace(data=dataclasses.replace(plain.data, fim_rate=0.1)))
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    ring = TokenRing(folder / "corpus" / "gsm8k")
+    tokens = ring.read(0, ring.num_tokens)
+    counts = [int((tokens == token).sum()) for token in tokenizer.fim_ids]
+    assert counts[0] == counts[1] == counts[2]
+    assert 10 <= counts[0] <= 50  # 300 documents: 30 expected, four standard deviations are 21

@@ -1,0 +1,27 @@
+"""Load statistics of the experts against hand arithmetic."""
+
+import pytest
+
+from r1train.train.balance import BalanceReport
+
+
+def test_max_violation_is_the_largest_load_over_the_mean_minus_one():
+    """arXiv 2408.15664 eq. 4. Loads 6, 2, 0, 0: mean 2, largest 6, so 6 / 2 - 1 = 2."""
+    report = BalanceReport(((6, 2, 0, 0), (2, 2, 2, 2), (1, 3, 3, 1)))
+    assert report.max_violation() == [2.0, 0.0, 0.5]
+    assert report.dead_experts() == 2
+
+
+def test_gauges_are_numbers_and_per_layer_lists():
+    gauges = BalanceReport(((6, 2, 0, 0), (1, 3, 3, 1))).gauges()
+    assert gauges == {
+        "balance/max_violation": 2.0,
+        "balance/mean_violation": pytest.approx(1.25),
+        "balance/dead_experts": 2.0,
+        "balance/max_violation_per_layer": [2.0, 0.5],
+        "balance/expert_load": [[3.0, 1.0, 0.0, 0.0], [0.5, 1.5, 1.5, 0.5]],
+    }
+
+
+def test_a_layer_without_tokens_divides_by_nothing():
+    assert BalanceReport(((0, 0),)).max_violation() == [-1.0]
