@@ -9,10 +9,12 @@ from r1train.config import (
     check_data,
     check_deepseek,
     check_dense,
+    check_eval,
     check_files,
     check_layout,
     check_model,
     check_rl,
+    check_samples,
     check_schedule,
     check_switches,
     check_train,
@@ -40,6 +42,8 @@ RULES = (
     *check_train.RULES,
     *check_data.RULES,
     *check_rl.RULES,
+    *check_samples.RULES,
+    *check_eval.RULES,
     *check_schedule.RULES,
 )
 FILE_RULES = check_files.RULES

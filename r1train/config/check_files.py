@@ -1,14 +1,17 @@
 """Rules about files that a stage reads: they exist, are not empty, and fit together. File checks only, no torch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from r1train.config.schema import (
     EvaluateStage,
     GrpoStage,
+    PairsStage,
     PrepareStage,
     PretrainStage,
     RejectStage,
+    RewardModelStage,
     RunConfig,
     SftStage,
 )
@@ -18,6 +21,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUILTIN = "builtin:"
 GENERATED = ("worked",)
 GSM8K_ASSETS = ("gsm8k_train", "gsm8k_heldout")
+NO_FILE = "no such file"
 MadeLater = tuple[Path, ...]
 
 
@@ -68,31 +72,74 @@ def tokenizer_fits(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
 
 
 def start_has_a_checkpoint(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
-    if isinstance(cfg.stage, PrepareStage) or cfg.stage.init_from is None:
+    if isinstance(cfg.stage, PrepareStage | PairsStage) or cfg.stage.init_from is None:
         return []
-    folder = Path(cfg.stage.init_from)
-    if _comes_later(folder, made_later) or any(folder.glob("checkpoints/step_*/_DONE")):
+    return _checkpoint("stage.init_from", cfg.stage.init_from, made_later)
+
+
+def preferences_have_checkpoints(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if not isinstance(cfg.stage, GrpoStage):
         return []
-    what = "no finished checkpoint there" if folder.is_dir() else "no such run folder"
-    fix = "a run folder with checkpoints/step_*/_DONE; run that stage first"
-    return [Problem("stage.init_from", cfg.stage.init_from, what, fix)]
+    return [
+        problem
+        for index, one in enumerate(cfg.reward.preferences)
+        for problem in _checkpoint(f"reward.preferences.{index}.checkpoint", one.checkpoint, made_later)
+    ]
+
+
+def samples_are_there(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if not isinstance(cfg.stage, PairsStage):
+        return []
+    folder = Path(cfg.stage.samples_from)
+    if _comes_later(folder, made_later) or any(folder.glob("**/samples/from_*.jsonl")):
+        return []
+    fix = "the run folder of a reject or collect stage; run that stage first"
+    return [Problem("stage.samples_from", str(folder), "no samples there", fix)]
 
 
 def dataset_exists(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
-    if isinstance(cfg.stage, SftStage):
+    if isinstance(cfg.stage, SftStage | RewardModelStage):
         return _file("stage.dataset", cfg.stage.dataset, made_later)
-    if isinstance(cfg.stage, RejectStage) and cfg.stage.mix is not None:
-        return _file("stage.mix", cfg.stage.mix, made_later)
-    return []
+    if not isinstance(cfg.stage, RejectStage):
+        return []
+    named = {f"stage.decontaminate.{index}": path for index, path in enumerate(cfg.stage.decontaminate)}
+    if cfg.stage.mix is not None:
+        named["stage.mix"] = cfg.stage.mix
+    for name, judge in (("judge", cfg.stage.judge), ("rewrite", cfg.stage.rewrite)):
+        if judge is not None and judge.api_key_file is not None:
+            named[f"stage.{name}.api_key_file"] = judge.api_key_file
+    return [problem for key, path in named.items() for problem in _file(key, path, made_later)]
 
 
 def prompts_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
     problems = []
     if isinstance(cfg.stage, GrpoStage | RejectStage):
         problems += _file("stage.prompts", cfg.stage.prompts, made_later)
+    if isinstance(cfg.stage, GrpoStage) and cfg.stage.late_prompts is not None:
+        problems += _file("stage.late_prompts.prompts", cfg.stage.late_prompts.prompts, made_later)
     if isinstance(cfg.stage, EvaluateStage) or (cfg.evaluate_after and not isinstance(cfg.stage, PrepareStage)):
         problems += _file("data.dir", Path(cfg.data.dir) / "prompts" / "heldout.jsonl", made_later)
     return problems
+
+
+def _checkpoint(key: str, run_dir: str, made_later: MadeLater) -> list[Problem]:
+    folder = Path(run_dir)
+    if _comes_later(folder, made_later) or any(folder.glob("checkpoints/step_*/_DONE")):
+        return []
+    what = "no finished checkpoint there" if folder.is_dir() else "no such run folder"
+    return [Problem(key, run_dir, what, "a run folder with checkpoints/step_*/_DONE; run that stage first")]
+
+
+def suites_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    if not isinstance(cfg.stage, EvaluateStage):
+        return []
+    return [
+        replace(problem, fix="the suite's file (docs/evaluation.md says what it holds; none is shipped)")
+        if problem.what == NO_FILE
+        else problem
+        for index, suite in enumerate(cfg.eval.suites)
+        for problem in _file(f"eval.suites.{index}.path", suite.path, made_later)
+    ]
 
 
 def _comes_later(path: Path, made_later: MadeLater) -> bool:
@@ -109,7 +156,7 @@ def _file(key: str, path: str | Path, made_later: MadeLater) -> list[Problem]:
         return [Problem(key, str(path), "not a file", "name a file")]
     if _comes_later(path, made_later):
         return []
-    return [Problem(key, str(path), "no such file", "correct the path, or run the stage that writes it (prepare)")]
+    return [Problem(key, str(path), NO_FILE, "correct the path, or run the stage that writes it (prepare)")]
 
 
 def _asset(key: str, name: str) -> list[Problem]:
@@ -127,6 +174,9 @@ RULES = (
     corpora_are_prepared,
     tokenizer_fits,
     start_has_a_checkpoint,
+    preferences_have_checkpoints,
+    samples_are_there,
     dataset_exists,
     prompts_exist,
+    suites_exist,
 )

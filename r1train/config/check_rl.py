@@ -39,14 +39,6 @@ def group_has_two_samples(cfg: RunConfig) -> list[Problem]:
     return [Problem("stage.samples_per_prompt", cfg.stage.samples_per_prompt, what, "2 or more (R1: 16)")]
 
 
-def keeps_no_more_than_sampled(cfg: RunConfig) -> list[Problem]:
-    stage = cfg.stage
-    if not isinstance(stage, RejectStage) or stage.keep_per_prompt <= stage.samples_per_prompt:
-        return []
-    what = f"more than the {stage.samples_per_prompt} samples of a prompt"
-    return [Problem("stage.keep_per_prompt", stage.keep_per_prompt, what, "at most stage.samples_per_prompt")]
-
-
 def clip_and_kl_not_negative(cfg: RunConfig) -> list[Problem]:
     if not isinstance(cfg.stage, GrpoStage):
         return []
@@ -243,7 +235,6 @@ RULES = (
     checkpoints_fall_between_rollouts,
     generation_without_tensor_parallelism,
     group_has_two_samples,
-    keeps_no_more_than_sampled,
     clip_and_kl_not_negative,
     kl_estimator_has_a_gradient,
     sequence_ratio_takes_sequence_mean,

@@ -5,7 +5,20 @@ from collections import Counter
 from r1train.config.schema import RunConfig, ScheduleConfig
 from r1train.errors import Problem
 
-STAGE_NAMES = ("prepare", "pretrain", "sft", "grpo", "reject", "evaluate")
+STAGE_NAMES = (
+    "prepare",
+    "pretrain",
+    "sft",
+    "distill",
+    "grpo",
+    "reject",
+    "collect",
+    "pairs",
+    "reward_model",
+    "evaluate",
+)
+# What a stage's data set is called in its run folder.
+DATASET_FILES = {"reject": "sft.jsonl", "collect": "sft.jsonl", "pairs": "pairs.jsonl"}
 
 
 def schedule_rules(cfg: RunConfig) -> list[Problem]:
@@ -21,7 +34,7 @@ def schedule_problems(schedule: ScheduleConfig) -> list[Problem]:
         *_ids_are_unique(schedule),
         *_stages_are_known(schedule),
         *_references_are_earlier(schedule),
-        *_datasets_come_from_reject(schedule),
+        *_datasets_are_written(schedule),
     ]
 
 
@@ -54,14 +67,14 @@ def _references_are_earlier(schedule: ScheduleConfig) -> list[Problem]:
     return problems
 
 
-def _datasets_come_from_reject(schedule: ScheduleConfig) -> list[Problem]:
+def _datasets_are_written(schedule: ScheduleConfig) -> list[Problem]:
     stages = {step.id: step.stage for step in schedule.steps}
     return [
         Problem(
-            f"schedule.steps.{index}.dataset_from", step.dataset_from, "only a reject step writes a data set", "its id"
+            f"schedule.steps.{index}.dataset_from", step.dataset_from, "only reject, collect and pairs steps write one", "its id"
         )
         for index, step in enumerate(schedule.steps)
-        if step.dataset_from in stages and stages[step.dataset_from] != "reject"
+        if step.dataset_from in stages and stages[step.dataset_from] not in DATASET_FILES
     ]
 
 

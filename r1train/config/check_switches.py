@@ -1,6 +1,6 @@
 """Rules about what a layout can be combined with: virtual stages, context parallelism, overlap, recompute, offload."""
 
-from r1train.config.layout import parse_layout, virtual_stages
+from r1train.config.layout import micro_batch_rounds, parse_layout, virtual_stages
 from r1train.config.schema import EvaluateStage, GrpoStage, PretrainStage, RejectStage, RunConfig, SftStage
 from r1train.config.schema_model import ModelConfig
 from r1train.errors import Problem
@@ -35,7 +35,7 @@ def virtual_stages_need_rounds(cfg: RunConfig) -> list[Problem]:
     if _virtual_stages(cfg) == 1 or not isinstance(stage, PretrainStage | SftStage):
         return []
     micro = stage.micro_batch_size if isinstance(stage, PretrainStage) else 1
-    share = parallel.dp * micro * parallel.pp
+    share = parallel.dp * micro * micro_batch_rounds(parallel)
     if stage.batch_size % share == 0:
         return []
     what = f"not divisible by dp x micro_batch_size x pp = {share}, which virtual pipeline stages need"
@@ -97,6 +97,15 @@ def gather_overlap_fits(cfg: RunConfig) -> list[Problem]:
     return [Problem("parallel.overlap_param_gather", True, what, "false, or switch both on")]
 
 
+def allgather_has_one_length(cfg: RunConfig) -> list[Problem]:
+    """Between plain pipeline stages lengths may vary, which megatron-core's allgather dispatcher refuses."""
+    parallel = cfg.parallel
+    if parallel.dispatcher != "allgather" or parallel.pp == 1 or _virtual_stages(cfg) > 1:
+        return []
+    what = "needs micro-batches of one length, and pipeline stages may exchange several"
+    return [Problem("parallel.dispatcher", "allgather", what, "alltoall")]
+
+
 def recompute_modules_exist(cfg: RunConfig) -> list[Problem]:
     return [
         Problem("parallel.recompute_modules", name, "cannot be recomputed", f"one of {', '.join(RECOMPUTED)}")
@@ -154,6 +163,7 @@ RULES = (
     context_parallelism_fits,
     expert_overlap_fits,
     gather_overlap_fits,
+    allgather_has_one_length,
     recompute_modules_exist,
     expert_tensor_parallelism_fits,
     optimizer_memory_in_range,

@@ -1,11 +1,11 @@
 """Rules about the training stages: lengths, batches, optimizer and schedules."""
 
-from r1train.config.schema import GrpoStage, PretrainStage, RunConfig, SftStage
+from r1train.config.schema import GrpoStage, PretrainStage, RewardModelStage, RunConfig, SftStage
 from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_train import Piecewise
 from r1train.errors import Problem
 
-TRAINING = (PretrainStage, SftStage, GrpoStage)
+TRAINING = (PretrainStage, SftStage, GrpoStage, RewardModelStage)
 
 
 def sequence_fits_positions(cfg: RunConfig) -> list[Problem]:

@@ -33,6 +33,11 @@ def virtual_stages(parallel: ParallelConfig) -> int:
     return 1 if parallel.pp_layout is None else len(parse_layout(parallel.pp_layout)) // parallel.pp
 
 
+def micro_batch_rounds(parallel: ParallelConfig) -> int:
+    """A step's micro-batches per data-parallel rank are a multiple of this: interleaving deals them in rounds of pp."""
+    return parallel.pp if virtual_stages(parallel) > 1 else 1
+
+
 def embedding_stages(parallel: ParallelConfig) -> tuple[int, ...]:
     """pp_ranks that hold the input embedding: the first, and the one with MTP, which has a copy of it.
 

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from r1train.config.schema_eval import EvalConfig
 from r1train.config.schema_model import AnyModelConfig
 from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
-from r1train.config.schema_rl import EvalConfig, RewardConfig, RlConfig, RolloutConfig
+from r1train.config.schema_rl import RewardConfig, RlConfig, RolloutConfig
+from r1train.config.schema_samples import CollectStage, PairsStage, RejectStage, RewardModelStage
 from r1train.config.schema_train import DataConfig, LrConfig, OptimConfig
 
 
@@ -51,13 +53,30 @@ class SftStage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillStage(SftStage):
+    """SFT of a student on what a teacher wrote, and nothing else (R1 section 2.4): init_from is the student's base."""
+
+    name: Literal["distill"]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatePrompts:
+    """A second set of prompts: from update from_step on (1-based), this share of the prompts of every rollout."""
+
+    prompts: str
+    share: float
+    from_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrpoStage:
     """Group relative policy optimisation (DeepSeekMath section 4; R1 section 2.2).
 
     A step is one policy update on prompts_per_step * samples_per_prompt responses (R1: 32 * 16). One rollout samples
     for minibatches_per_step steps at once (R1: 16, that is 8,192 responses) and is dealt out at random. The algorithm
     is RunConfig.rl. seq_length: packed tokens of one micro-batch.
-    reference_refresh_steps: steps after which the reference becomes the current policy (R1: 400).
+    reference_refresh_steps: steps after which the reference becomes the current policy (R1: 400). late_prompts: a
+    second set, mixed in towards the end (R1's second RL: general prompts in the last 400 of 1,700 steps).
     """
 
     name: Literal["grpo"]
@@ -71,36 +90,37 @@ class GrpoStage:
     keep_checkpoints: int
     init_from: str
     prompts: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RejectStage:
-    """Sample many, keep what verifies and reads well, write an SFT set (R1 section 2.3.3).
-
-    keep_per_prompt: at most this many responses of one prompt. mix: a jsonl whose rows are added (non-reasoning data).
-    """
-
-    name: Literal["reject"]
-    prompts: str
-    num_prompts: int
-    samples_per_prompt: int
-    keep_per_prompt: int
-    mix: str | None
-    init_from: str
+    late_prompts: LatePrompts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStage:
-    """Evaluation of one checkpoint on every task, perplexity included."""
+    """Evaluation on every task and suite, perplexity and passkey included.
+
+    use_ema: of the average of its weights, where the training kept one (optim.ema_decay). checkpoints: the last one of
+    init_from, or all that it kept.
+    """
 
     name: Literal["evaluate"]
     init_from: str
+    use_ema: bool = False
+    checkpoints: Literal["last", "all"] = "last"
 
 
 StageConfig = Annotated[
-    PrepareStage | PretrainStage | SftStage | GrpoStage | RejectStage | EvaluateStage, Field(discriminator="name")
+    PrepareStage
+    | PretrainStage
+    | SftStage
+    | DistillStage
+    | GrpoStage
+    | RejectStage
+    | CollectStage
+    | PairsStage
+    | RewardModelStage
+    | EvaluateStage,
+    Field(discriminator="name"),
 ]
-TRAINING_STAGES = ("pretrain", "sft", "grpo")
+TRAINING_STAGES = ("pretrain", "sft", "distill", "grpo", "reward_model")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""How code answers are run: limits of the sandbox and what the score is."""
+"""How code answers are run (limits of the sandbox, what the score is), and reward models as parts of the reward."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +25,23 @@ class CodeConfig:
     scratch_bytes: int = 33_554_432
     output_bytes: int = 1_048_576
     processes: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+    """A reward model whose score joins the reward (R1 section 3.2.2), as the part preference/<name>.
+
+    checkpoint: run folder of a reward_model stage, of the policy's own architecture. scored: as that model was trained.
+    from_step: first update that uses it, 1-based (R1's second RL: the last 400 of 1,700; longer led to reward hacking).
+    tasks: only prompts of these; empty: all. squash: sigmoid keeps the score within 0 and 1. offload: the model waits
+    in host memory between scorings.
+    """
+
+    name: str
+    checkpoint: str
+    weight: float
+    scored: Literal["summary", "response"]
+    from_step: int
+    tasks: tuple[str, ...] = ()
+    squash: Literal["none", "sigmoid"] = "none"
+    offload: bool = False

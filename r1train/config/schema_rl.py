@@ -1,9 +1,9 @@
-"""Generation, rewards, the RL algorithm and evaluation."""
+"""Generation, rewards and the RL algorithm."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from r1train.config.schema_reward import CodeConfig
+from r1train.config.schema_reward import CodeConfig, PreferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,8 @@ class RolloutConfig:
 class RewardConfig:
     """Weights of the reward's parts (R1: accuracy and format equal; language consistency from RL stage 1 on).
 
-    repetition: weight of the share of repeated n-grams (n = repetition_words), which is subtracted.
+    repetition: weight of the share of repeated n-grams (n = repetition_words), which is subtracted. preferences: reward
+    models that the grpo stage adds.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RewardConfig:
     grader_timeout_s: float
     grader_processes: int
     code: CodeConfig = field(default_factory=CodeConfig)
+    preferences: tuple[PreferenceConfig, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class StopIf:
     logprob_gap_max_above: float | None = None
     logprob_gap_k3_above: float | None = None
     truncated_share_above: float | None = None
+    flipped_experts_share_above: float | None = None
     entropy_below: float | None = None
     kl_above: float | None = None
 
@@ -93,6 +96,9 @@ class RlConfig:
 
     policy_loss: clip (GRPO, Dr. GRPO, DAPO), gspo, gspo-token, cispo. clip_low/clip_high: the ratio is kept within
     [1 - clip_low, 1 + clip_high]. kl_estimator: of KL(policy, reference) at each token, inside the loss.
+    record_routing: the engine tells which experts each token went to. routing_replay: the experts that the policy's
+    passes use: their own (none), the engine's (R3), or for the update those of the pass over the old policy (R2).
+    replay_reference: the reference policy uses them, too.
     """
 
     name: str
@@ -106,19 +112,7 @@ class RlConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
     sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    record_routing: bool = True
+    routing_replay: Literal["none", "engine", "old"] = "none"
+    replay_reference: bool = False
     stop_if: StopIf = field(default_factory=StopIf)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation after a stage: pass@1 as the mean over samples_per_problem of each held-out problem.
-
-    temperature 0: greedy. perplexity_tokens: at most so many held-out tokens of each corpus after pre-training.
-    """
-
-    problems_per_task: int
-    samples_per_problem: int
-    temperature: float
-    top_p: float
-    max_response_tokens: int
-    perplexity_tokens: int = 32_768

@@ -3,13 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from r1train.config.check_schedule import schedule_problems
+from r1train.config.check_schedule import DATASET_FILES, schedule_problems
 from r1train.config.load import compose_tree, load_config
 from r1train.config.schema import RunConfig, ScheduleConfig, ScheduleStep
 from r1train.config.validate import build
 from r1train.errors import ConfigError, Problem
-
-SFT_FILE = "sft.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ def plan_steps(overrides: list[str]) -> list[PlannedStep]:
     planned: list[PlannedStep] = []
     made: list[Path] = []
     for step in schedule.steps:
-        planned.append(PlannedStep(step, [*step_overrides(step, root), *overrides], tuple(made)))
+        changes = step_overrides(step, root, {other.id: other.stage for other in schedule.steps})
+        planned.append(PlannedStep(step, [*changes, *overrides], tuple(made)))
         made += [root / step.id, *([data_dir] if step.stage == "prepare" else [])]
     return planned
 
@@ -68,13 +67,16 @@ def check_schedule(overrides: list[str]) -> list[RunConfig]:
     return configs
 
 
-def step_overrides(step: ScheduleStep, root: Path) -> list[str]:
-    """What a step changes: its stage and id, the run folders it starts from, and its own `set`."""
+def step_overrides(step: ScheduleStep, root: Path, stages: dict[str, str]) -> list[str]:
+    """What a step changes: its stage and id, the run folders it starts from, and its own `set`.
+
+    stages: kind of stage of every step id of the schedule.
+    """
     changes: dict[str, object] = dict(step.set)
     if step.init_from is not None:
         changes["stage.init_from"] = str(root / step.init_from)
     if step.dataset_from is not None:
-        changes["stage.dataset"] = str(root / step.dataset_from / SFT_FILE)
+        changes["stage.dataset"] = str(root / step.dataset_from / DATASET_FILES[stages[step.dataset_from]])
     return [f"stage={step.stage}", f"step={step.id}", *(f"{key}={_literal(value)}" for key, value in changes.items())]
 
 

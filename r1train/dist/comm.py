@@ -6,7 +6,12 @@ from megatron.core import parallel_state
 
 def largest_count(count: int) -> int:
     """The largest count of any data-parallel rank: what all of them have to keep up with. Collective."""
-    largest = torch.tensor(count, device=torch.cuda.current_device())
+    return largest_counts([count])[0]
+
+
+def largest_counts(counts: list[int]) -> list[int]:
+    """largest_count of several counts at once. Collective."""
+    largest = torch.tensor(counts, device=torch.cuda.current_device())
     group = parallel_state.get_data_parallel_group()
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
-    return int(largest)
+    return largest.tolist()

@@ -1,17 +1,39 @@
-"""Evaluate the current weights: sample answers to held-out problems, grade them, count."""
+"""Evaluate the current weights: sample answers to problems, grade them, count."""
 
+from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
 from r1train.data.prompts import Prompt
+from r1train.eval.extract import normal_form
 from r1train.eval.score import EvalReport, Outcome, make_report, write_report
+from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
+from r1train.reward.base import Score
 from r1train.reward.format import extract_answer
 from r1train.reward.score import Scorer
 from r1train.rollout.engine import Engine, SamplingParams
-from r1train.rollout.types import Group, append_rows, group_to_row
+from r1train.rollout.types import Group, group_to_row
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated and where its files go. checkpoint: <step id>/<folder>, for people and for eval_key.
+
+    reuse: whether a report of the same key that is there already counts.
+    """
+
+    folder: Path
+    checkpoint: str
+    policy_version: int
+    reuse: bool = True
+
+    def finished(self, task: str, key: str) -> EvalReport | None:
+        """The report of an earlier attempt, as rank 0 finds it. Collective."""
+        return agreed(finished(self.folder, task, key) if self.reuse else None)
 
 
 def local_part(prompts: list[Prompt]) -> list[Prompt]:
@@ -28,16 +50,28 @@ def gather_groups[T](local: list[T]) -> list[T]:
     return [item for column in zip_longest(*parts, fillvalue=missing) for item in column if item is not missing]
 
 
-def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], *, policy_version: int) -> list[EvalReport]:
-    """Reports per task, written to <run>/eval by rank 0 together with every sample. Collective over all ranks.
+def agreed[T](value: T) -> T:
+    """Rank 0's value, on every rank: what is on disk must not be read differently by different ranks. Collective."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
-    prompts: the held-out problems; the first problems_per_task of each task are asked samples_per_problem times.
+
+def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Target) -> list[EvalReport]:
+    """Reports of the prepared held-out problems, per task, written by rank 0 with every sample. Collective.
+
+    prompts: the first problems_per_task of each task are asked samples_per_problem times. Reports of an earlier attempt
+    with the same inputs are taken as they are.
     """
     chosen: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         of_task = chosen.setdefault(prompt.task, [])
         if len(of_task) < cfg.eval.problems_per_task:
             of_task.append(prompt)
+    keys = {task: eval_key(cfg, None, of_task, checkpoint=target.checkpoint) for task, of_task in chosen.items()}
+    known = [report for task, key in keys.items() if (report := target.finished(task, key)) is not None]
+    if len(known) == len(chosen):
+        return known
     params = SamplingParams(
         samples_per_prompt=cfg.eval.samples_per_problem,
         temperature=cfg.eval.temperature,
@@ -47,32 +81,38 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], *, policy_ve
         name="eval",
     )
     everything = [prompt for of_task in chosen.values() for prompt in of_task]
-    local = engine.generate(local_part(everything), params, policy_version=policy_version)
+    local = engine.generate(local_part(everything), params, policy_version=target.policy_version)
     with Scorer(cfg.reward) as scorer:
-        outcomes = gather_groups([_outcomes(group, scorer) for group in local])
-    groups = gather_groups([group_to_row(group) for group in local])
+        graded = [scorer.score([(group.prompt, sample.text) for sample in group.samples]) for group in local]
+    outcomes = gather_groups([_outcomes(*pair) for pair in zip(local, graded, strict=True)])
+    rows = gather_groups([_row(*pair) for pair in zip(local, graded, strict=True)])
     by_prompt = {prompt.id: result for prompt, result in zip(everything, outcomes, strict=True)}
-    reports = [make_report(task, {p.id: by_prompt[p.id] for p in of_task}) for task, of_task in chosen.items()]
+    reports = [
+        make_report(task, {p.id: by_prompt[p.id] for p in of_task}, checkpoint=target.checkpoint, key=keys[task])
+        for task, of_task in chosen.items()
+    ]
     if torch.distributed.get_rank() == 0:
-        folder = cfg.run_dir / "eval"
+        target.folder.mkdir(parents=True, exist_ok=True)
+        write_samples(target.folder / HELDOUT_SAMPLES, rows)
         for report in reports:
-            write_report(folder, report)
-        samples = folder / "samples.jsonl"
-        samples.unlink(missing_ok=True)
-        append_rows(samples, groups)
+            write_report(target.folder, report)
     return reports
 
 
-def _outcomes(group: Group, scorer: Scorer) -> list[Outcome]:
-    scores = scorer.score([(group.prompt, sample.text) for sample in group.samples])
+def _row(group: Group, scores: list[Score]) -> dict[str, object]:
+    return {**group_to_row(group), "scores": [score.to_row() for score in scores]}
+
+
+def _outcomes(group: Group, scores: list[Score]) -> list[Outcome]:
+    answers = [extract_answer(sample.text) for sample in group.samples]
     return [
         Outcome(
             correct=score.parts.get("accuracy", 0.0) == 1.0,
             formatted=score.parts["format"] == 1.0,
-            answer=extract_answer(sample.text),
+            answer=None if answer is None else normal_form(answer, latex=False),
             response_tokens=len(sample.tokens),
             truncated=sample.truncated,
             error=score.error,
         )
-        for sample, score in zip(group.samples, scores, strict=True)
+        for sample, score, answer in zip(group.samples, scores, answers, strict=True)
     ]

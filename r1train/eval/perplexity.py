@@ -3,21 +3,56 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from megatron.core import parallel_state
 
+from r1train.config.layout import micro_batch_rounds
 from r1train.config.schema import RunConfig
 from r1train.data.heldout import Windows, heldout_windows
 from r1train.data.tokenizer import Tokenizer
+from r1train.dist.init import Device
 from r1train.train.batches import dense_micro_batches
 from r1train.train.forward import LmObjective, MicroBatch, forward_only
-from r1train.train.setup import Trainer
 from r1train.train.step import reduce_logs
 
 FILE_NAME = "perplexity.json"
+# Of a window where only the model sets a limit: V3's pre-training length.
+USUAL_LENGTH = 4096
+
+
+class Measurable(Protocol):
+    """A model in its chunks: a Trainer, or Loaded."""
+
+    @property
+    def cfg(self) -> RunConfig: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def chunks(self) -> Sequence[torch.nn.Module]: ...
+    @property
+    def modules(self) -> Sequence[torch.nn.Module]: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that does not train."""
+
+    cfg: RunConfig
+    device: Device
+    module: torch.nn.Module
+
+    @property
+    def chunks(self) -> list[torch.nn.Module]:
+        return [self.module]
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [self.module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +64,32 @@ class CorpusPerplexity:
     tokens: int
 
 
-def heldout_perplexity(trainer: Trainer, tokenizer: Tokenizer) -> float | None:
+def heldout_perplexity(trainer: Measurable, tokenizer: Tokenizer) -> float | None:
     """Mean held-out loss, corpora weighted as in training; every corpus in <run>/eval/perplexity.json. Collective.
 
     None, and no file, where data.heldout_fraction left nothing out. Uses the stage's seq_length and micro_batch_size.
     """
+    stage = trainer.cfg.stage
+    return corpora_perplexity(
+        trainer,
+        tokenizer,
+        seq_length=stage.seq_length,
+        micro_batch_size=stage.micro_batch_size,
+        folder=trainer.cfg.run_dir / "eval",
+    )
+
+
+def loaded_perplexity(loaded: Loaded, tokenizer: Tokenizer, folder: Path) -> float | None:
+    """The same for a checkpoint under evaluation: windows of eval.perplexity_length tokens, one at a time."""
+    cfg = loaded.cfg
+    length = cfg.eval.perplexity_length or min(USUAL_LENGTH, cfg.model.max_position_embeddings)
+    return corpora_perplexity(loaded, tokenizer, seq_length=length, micro_batch_size=1, folder=folder)
+
+
+def corpora_perplexity(
+    trainer: Measurable, tokenizer: Tokenizer, *, seq_length: int, micro_batch_size: int, folder: Path
+) -> float | None:
+    """Perplexity of every corpus that has held-out documents, into <folder>/perplexity.json; the weighted loss."""
     cfg = trainer.cfg
     corpora: dict[str, CorpusPerplexity] = {}
     for corpus in cfg.data.corpora:
@@ -41,24 +97,24 @@ def heldout_perplexity(trainer: Trainer, tokenizer: Tokenizer) -> float | None:
             windows = heldout_windows(
                 Path(cfg.data.dir) / "corpus",
                 corpus.name,
-                seq_length=cfg.stage.seq_length,
+                seq_length=seq_length,
                 max_tokens=cfg.eval.perplexity_tokens,
                 pad_id=tokenizer.pad_id,
             )
             if windows is not None:
-                corpora[corpus.name] = measure(trainer, windows, micro_batch_size=cfg.stage.micro_batch_size)
+                corpora[corpus.name] = measure(trainer, windows, micro_batch_size=micro_batch_size)
     if not corpora:
         return None
     loss = weighted_loss(corpora, {corpus.name: corpus.weight for corpus in cfg.data.corpora})
     if torch.distributed.get_rank() == 0:
-        write_perplexity(cfg, corpora, loss)
+        write_perplexity(folder, corpora, loss)
     return loss
 
 
-def measure(trainer: Trainer, windows: Windows, *, micro_batch_size: int) -> CorpusPerplexity:
+def measure(trainer: Measurable, windows: Windows, *, micro_batch_size: int) -> CorpusPerplexity:
     """Loss of the main head over all data-parallel ranks' windows. Collective."""
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    padded = windows.padded(size * micro_batch_size)
+    padded = windows.padded(size * micro_batch_size * micro_batch_rounds(trainer.cfg.parallel))
     device = trainer.device.torch_device
     batches = [
         MicroBatch(batch.tokens, batch.labels, batch.positions, mask, None, {}).to(device)
@@ -68,9 +124,10 @@ def measure(trainer: Trainer, windows: Windows, *, micro_batch_size: int) -> Cor
             strict=True,
         )
     ]
-    trainer.module.eval()
+    for module in trainer.modules:
+        module.eval()
     objective = LmObjective()
-    losses = forward_only(trainer.model, batches, objective)
+    losses = forward_only(list(trainer.chunks), batches, objective)
     # Other pipeline stages than the last have no losses; reduce_logs tells them the result.
     sums = [objective.loss(loss, batch) for loss, batch in zip(losses, batches, strict=bool(losses))]
     logs, count = reduce_logs(sums, device)
@@ -83,9 +140,8 @@ def weighted_loss(corpora: dict[str, CorpusPerplexity], weights: dict[str, float
     return math.fsum(weights[name] * corpus.loss for name, corpus in corpora.items()) / total
 
 
-def write_perplexity(cfg: RunConfig, corpora: dict[str, CorpusPerplexity], loss: float) -> None:
-    """<run>/eval/perplexity.json, atomically."""
-    folder = cfg.run_dir / "eval"
+def write_perplexity(folder: Path, corpora: dict[str, CorpusPerplexity], loss: float) -> None:
+    """<folder>/perplexity.json, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     body = {"loss": loss, "perplexity": math.exp(loss), "corpora": {n: asdict(c) for n, c in corpora.items()}}
     temporary = folder / (FILE_NAME + ".tmp")

@@ -5,7 +5,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from r1train.log.result import EvalSummary
@@ -15,7 +15,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One graded sample of a problem. answer: extracted text, None where there is none.
+    """One graded sample of a problem. answer: its normal form, which votes (eval/extract.py), None where there is none.
 
     error: why the grader gave no verdict; it counts as not correct and is reported in grader_errors.
     """
@@ -30,11 +30,12 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """Evaluation of one checkpoint on one task. Rates are shares in [0, 1].
+    """Evaluation of one checkpoint on one task or suite. Rates are shares in [0, 1].
 
     pass_at_1: mean correctness of all samples; ci_low, ci_high: 95 % interval over problems (see interval).
-    pass_at_k: k -> unbiased estimate, for powers of two up to the samples per problem; cons_at_k: majority vote.
-    correct_by_problem: problem id -> number of correct samples.
+    pass_at_k: k -> unbiased estimate, for powers of two up to the samples per problem; cons_at_k: majority vote,
+    None where answers cannot vote (code, instructions). correct_by_problem: problem id -> number of correct samples.
+    details: further shares that the suite knows. checkpoint: <step id>/<folder>; key: of what decides the numbers.
     """
 
     task: str
@@ -45,12 +46,15 @@ class EvalReport:
     ci_low: float
     ci_high: float
     pass_at_k: dict[int, float]
-    cons_at_k: float
+    cons_at_k: float | None
     format_rate: float
     mean_response_tokens: float
     truncated_share: float
     grader_errors: int
     correct_by_problem: dict[str, int]
+    details: dict[str, float] = field(default_factory=dict)
+    checkpoint: str = ""
+    key: str = ""
 
     def summary(self) -> EvalSummary:
         """The numbers of the stage table."""
@@ -65,8 +69,19 @@ class EvalReport:
         )
 
 
-def make_report(task: str, outcomes: dict[str, Sequence[Outcome]]) -> EvalReport:
-    """Counts the samples of each problem id. Raises ValueError without problems or with unequal sample numbers."""
+def make_report(
+    task: str,
+    outcomes: dict[str, Sequence[Outcome]],
+    *,
+    votes: bool = True,
+    details: dict[str, float] | None = None,
+    checkpoint: str = "",
+    key: str = "",
+) -> EvalReport:
+    """Counts the samples of each problem id. votes: whether answers are such that a majority can be asked for.
+
+    Raises ValueError without problems or with unequal sample numbers.
+    """
     sizes = {len(samples) for samples in outcomes.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"task {task}: samples per problem are {sorted(sizes)}, they must be equal and at least 1")
@@ -85,12 +100,15 @@ def make_report(task: str, outcomes: dict[str, Sequence[Outcome]]) -> EvalReport
         ci_low=low,
         ci_high=high,
         pass_at_k={k: _mean([pass_at_k(num_samples, count, k) for count in correct.values()]) for k in powers},
-        cons_at_k=_mean([consensus(samples) for samples in outcomes.values()]),
+        cons_at_k=_mean([consensus(samples) for samples in outcomes.values()]) if votes else None,
         format_rate=_mean([o.formatted for o in everything]),
         mean_response_tokens=_mean([o.response_tokens for o in everything]),
         truncated_share=_mean([o.truncated for o in everything]),
         grader_errors=sum(o.error is not None for o in everything),
         correct_by_problem=correct,
+        details=details or {},
+        checkpoint=checkpoint,
+        key=key,
     )
 
 
@@ -124,15 +142,16 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def consensus(samples: Sequence[Outcome]) -> float:
     """Correctness of the most frequent extracted answer (R1's cons@k); 0 when no sample has an answer.
 
-    Answers are equal when their texts are; samples without an answer do not vote. Where several answers lead, the mean
-    of their correctness, so that the order of the samples does not matter.
+    Answers are equal when their normal forms are; samples without an answer do not vote. Where several answers lead,
+    the mean of their correctness, so that the order of the samples does not matter.
     """
     votes = Counter(outcome.answer for outcome in samples if outcome.answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
-    verdict = {outcome.answer: outcome.correct for outcome in samples}
-    return _mean([verdict[answer] for answer, count in votes.items() if count == most])
+    leading = {answer for answer, count in votes.items() if count == most}
+    # One normal form may hold differently graded texts: each leader's correctness is a mean, and all have `most` votes.
+    return _mean([outcome.correct for outcome in samples if outcome.answer in leading])
 
 
 def write_report(folder: Path, report: EvalReport) -> Path:

@@ -4,6 +4,7 @@ Legend: s new tokens per sequence, b sequences, h hidden.
 """
 
 import torch
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from r1train.model.decode_grouped import grouped_attention
@@ -13,15 +14,23 @@ from r1train.model.gpt import R1Model
 from r1train.model.token_cache import TokenCache
 
 
-def empty_cache(model: R1Model, *, sequences: int, capacity: int, device: torch.device) -> TokenCache:
-    """Room for `capacity` tokens of each sequence in this pipeline stage's layers."""
+def empty_cache(
+    model: R1Model, *, sequences: int, capacity: int, device: torch.device, routes: bool = False
+) -> TokenCache:
+    """Room for `capacity` tokens of each sequence in this pipeline stage's layers; routes: for their experts, too."""
     config = model.config
     if config.multi_latent_attention:
         width = config.kv_lora_rank + config.qk_pos_emb_head_dim
     else:
         width = 2 * config.num_query_groups * config.kv_channels
     shape = (len(model.decoder.layers), sequences, capacity, width)
-    return TokenCache.empty(shape, dtype=config.params_dtype, device=device)
+    cache = TokenCache.empty(shape, dtype=config.params_dtype, device=device)
+    if not routes:
+        return cache
+    expert_layers = sum(isinstance(block.mlp, MoELayer) for block in model.decoder.layers)
+    places = (sequences, capacity, expert_layers, config.moe_router_topk)
+    dtype = torch.uint8 if config.num_moe_experts <= 256 else torch.int16
+    return TokenCache(cache.entries, cache.lengths, torch.zeros(places, dtype=dtype, device=device))
 
 
 def rotary_angles(model: R1Model, capacity: int) -> tuple[torch.Tensor, float]:
@@ -46,16 +55,23 @@ def stage_forward(
     *,
     cache: TokenCache,
     positions: torch.Tensor,
+    visible: int,
     rotary: tuple[torch.Tensor, float],
 ) -> torch.Tensor:
     """This pipeline stage's part. inputs: token ids [b, s] on the first stage, hidden [s, b, h] later.
 
-    Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take.
+    Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take,
+    all below `visible`, which the caller knows without asking the device. A cache with routes gets the experts chosen
+    here (inside `recording`, model/replay.py).
     """
     hidden = model.embedding(input_ids=inputs, position_ids=positions) if model.pre_process else inputs
-    slots = Slots.at(positions, rotary)
+    slots = Slots.at(positions, rotary, visible=visible)
+    expert_layer = 0
     for index, block in enumerate(model.decoder.layers):
         hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=slots)
+        if cache.routes is not None and isinstance(block.mlp, MoELayer):
+            cache.write_routes(expert_layer, positions, block.mlp.router.tape.recorded)
+            expert_layer += 1
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
 
 

@@ -1,7 +1,9 @@
-"""The gate of the expert layers: megatron-core's, with two mends and a count of its load."""
+"""The gate of the expert layers: megatron-core's, with two mends, a count of its load and a tape of its choices."""
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
+
+from r1train.model.replay import RouteTape
 
 
 class Router(TopKRouter):
@@ -14,12 +16,22 @@ class Router(TopKRouter):
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
+        # megatron-core asks router_replay for the experts; the tape leaves them as they are unless it is told otherwise.
+        self.router_replay = self.tape = RouteTape()
         self.step_load: torch.Tensor | None = None
         self._tokens_per_rank: torch.Tensor | None = None
         if not self.enable_expert_bias:
             shape, device = self.config.num_moe_experts, torch.cuda.current_device()
             del self.local_tokens_per_expert  # None, which a buffer cannot replace
             self.register_buffer("local_tokens_per_expert", torch.zeros(shape, device=device), persistent=False)
+
+    def routing(
+        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """megatron-core's, after which the tape sees where the tokens really go."""
+        probs, routing_map = super().routing(logits, padding_mask=padding_mask)
+        self.tape.confirm(routing_map)
+        return probs, routing_map
 
     def keep_load(self) -> None:
         """Set aside, as step_load [experts], what this rank routed since the last time; the count starts again.

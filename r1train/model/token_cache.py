@@ -12,10 +12,17 @@ class TokenCache:
     Slot t of a sequence holds its token t; slots from its length on hold nothing that is read. MLA keeps the normalised
     latent and the rotated RoPE key, nothing per head (V2 report section 2.1.2): DeepSeek-V3 576 values instead of
     128 * (192 + 128) = 40,960. GQA keeps the rotated keys and the values of its key-value heads.
+    routes [sequences, capacity, expert layers of this stage, experts per token], uint8 or int16: the experts that each
+    token went to, where they are recorded, else None.
     """
 
     entries: torch.Tensor
     lengths: torch.Tensor
+    routes: torch.Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        return self.entries.shape[2]
 
     @staticmethod
     def empty(shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> "TokenCache":
@@ -27,16 +34,36 @@ class TokenCache:
         rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
         self.entries[layer][rows, positions] = values
 
+    def write_routes(self, layer: int, positions: torch.Tensor, experts: torch.Tensor) -> None:
+        """Store experts [s * sequences, k] of expert layer `layer` at slots positions [sequences, s] (in place)."""
+        assert self.routes is not None
+        sequences, count = positions.shape
+        rows = torch.arange(sequences, device=positions.device)[:, None]
+        of_sequence = experts.unflatten(0, (count, sequences)).transpose(0, 1)
+        self.routes[:, :, layer][rows, positions] = of_sequence.to(self.routes.dtype)
+
     def rows(self, chosen: torch.Tensor) -> "TokenCache":
         """The chosen sequences, int64 [n]; a sequence may be chosen several times (samples that share a prompt)."""
-        return TokenCache(self.entries[:, chosen], self.lengths[chosen])
+        routes = None if self.routes is None else self.routes[chosen]
+        return TokenCache(self.entries[:, chosen], self.lengths[chosen], routes)
+
+    def take_over(self, other: "TokenCache", rows: torch.Tensor) -> None:
+        """Sequences of another cache, which is no longer than this one, in place of these rows (in place)."""
+        self.entries[:, rows, : other.capacity] = other.entries
+        self.lengths[rows] = other.lengths
+        if self.routes is not None and other.routes is not None:
+            self.routes[rows, : other.capacity] = other.routes
 
     def with_capacity(self, capacity: int) -> "TokenCache":
         """The same contents with room for `capacity` tokens."""
         layers, sequences, old, width = self.entries.shape
         entries = self.entries.new_zeros((layers, sequences, capacity, width))
         entries[:, :, :old] = self.entries
-        return TokenCache(entries, self.lengths)
+        if self.routes is None:
+            return TokenCache(entries, self.lengths)
+        routes = self.routes.new_zeros((sequences, capacity, *self.routes.shape[2:]))
+        routes[:, :old] = self.routes
+        return TokenCache(entries, self.lengths, routes)
 
     def with_lengths(self, lengths: torch.Tensor) -> "TokenCache":
-        return TokenCache(self.entries, lengths)
+        return TokenCache(self.entries, lengths, self.routes)

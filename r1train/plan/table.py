@@ -6,7 +6,7 @@ import itertools
 from rich.console import Console
 from rich.table import Table
 
-from r1train.config.schema import GrpoStage, PretrainStage, RunConfig, SftStage
+from r1train.config.schema import GrpoStage, PretrainStage, RewardModelStage, RunConfig, SftStage
 from r1train.plan.compute import flops_per_token
 from r1train.plan.memory import rank_bytes
 from r1train.plan.ranks import parameters_of_stages
@@ -20,7 +20,7 @@ def plan_record(cfg: RunConfig) -> dict:
     """The whole plan as plain data; sizes in elements, bytes and FLOPs."""
     counts = count_parameters(cfg.model)
     length = cfg.model.max_position_embeddings
-    if isinstance(cfg.stage, PretrainStage | SftStage | GrpoStage):
+    if isinstance(cfg.stage, PretrainStage | SftStage | GrpoStage | RewardModelStage):
         length = cfg.stage.seq_length
     parallel = cfg.parallel
     stages = []

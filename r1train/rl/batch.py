@@ -1,6 +1,7 @@
 """Groups with rewards -> packed micro-batches with everything the RL loss needs at each token."""
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from r1train.config.schema_rl import OverlongConfig
 from r1train.data.batch import PackedBatch, pack
 from r1train.data.chat import Sample as TokenSample
 from r1train.data.packing import best_fit
+from r1train.model.replay import UNKNOWN
 from r1train.rl.aggregate import Aggregation, GlobalCounts, token_weights
 from r1train.rl.overlong import is_trained
 from r1train.rollout.types import Group
@@ -19,13 +21,17 @@ from r1train.train.forward import MicroBatch
 
 @dataclass(frozen=True)
 class TrainSample:
-    """One response to train on: prompt and response ids, its advantage, the engine's logprobs of the response."""
+    """One response to train on: prompt and response ids, its advantage, the engine's logprobs of the response.
+
+    routes: as in rollout.types.Sample.
+    """
 
     id: str
     prompt: tuple[int, ...]
     response: np.ndarray
     advantage: float
     engine_logprobs: np.ndarray
+    routes: np.ndarray | None = None
 
 
 def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: OverlongConfig) -> list[TrainSample]:
@@ -33,7 +39,12 @@ def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: Overl
     samples = [(group.prompt, sample) for group in groups for sample in group.samples]
     return [
         TrainSample(
-            f"{prompt.id}/{sample.index}", prompt.token_ids, sample.tokens, advantages[position].item(), sample.logprobs
+            f"{prompt.id}/{sample.index}",
+            prompt.token_ids,
+            sample.tokens,
+            advantages[position].item(),
+            sample.logprobs,
+            sample.routes,
         )
         for position, (prompt, sample) in enumerate(samples)
         if is_trained(sample, overlong)
@@ -64,14 +75,41 @@ def pack_samples(
     return PackedSamples([_with_all_extras(batch) for batch in batches], counts)
 
 
+def with_routes(
+    batches: list[MicroBatch], samples: list[TrainSample], *, shape: tuple[int, int] | None
+) -> list[MicroBatch]:
+    """The micro-batches of pack_samples with the samples' experts: extra "routes", int16 [1, s, layers, k].
+
+    shape: (expert layers of this stage, experts per token), None where the engine recorded none. UNKNOWN stands at
+    padding and at the last token of each sample.
+    """
+    if shape is None:
+        return batches
+    seq_length = batches[0].tokens.shape[1]
+    made = []
+    for batch, items in zip_longest(batches, _bins(samples, seq_length), fillvalue=[]):
+        routes = torch.full((seq_length, *shape), UNKNOWN, dtype=torch.int16)
+        start = 0
+        for sample in (samples[item] for item in items):
+            assert sample.routes is not None and sample.routes.shape[1:] == shape, (sample.id, shape)
+            routes[start : start + len(sample.routes)] = torch.from_numpy(sample.routes.astype(np.int16))
+            start += len(sample.prompt) + len(sample.response)
+        made.append(replace(batch, extras={**batch.extras, "routes": routes[None]}))
+    return made
+
+
+def _bins(samples: list[TrainSample], seq_length: int) -> list[list[int]]:
+    """Which samples share a row, in their order there."""
+    lengths = [len(sample.prompt) + len(sample.response) for sample in samples]
+    return best_fit(lengths, seq_length, names=[sample.id for sample in samples])
+
+
 def pack_rows(
     samples: list[TrainSample], counts: GlobalCounts, *, seq_length: int, pad_id: int, aggregation: Aggregation
 ) -> list[PackedBatch]:
     """Rows of at most seq_length tokens, the samples placed best-fit; their weights are of the counts given."""
     token_samples = [_token_sample(sample, counts, aggregation) for sample in samples]
-    bins = best_fit(
-        [len(sample.tokens) for sample in token_samples], seq_length, names=[sample.id for sample in token_samples]
-    )
+    bins = _bins(samples, seq_length)
     return [pack([token_samples[item] for item in one], seq_length=seq_length, pad_id=pad_id) for one in bins]
 
 

@@ -1,5 +1,6 @@
 """Objectives on the main head: log-probabilities of given tokens, and the RL loss on them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from r1train.config.schema_rl import RlConfig
 from r1train.model.gpt import R1Model
+from r1train.model.replay import Routing
 from r1train.rl.entropy import entropy_of_logits
 from r1train.rl.histogram import RatioHistogram
 from r1train.rl.loss import SampleTokens, TokenLogprobs, token_loss
@@ -50,24 +52,34 @@ def _label_logprobs_and_entropy(
     return torch.stack([-cross_entropy.transpose(0, 1), entropy])
 
 
+def _routes(batch: MicroBatch) -> tuple[torch.Tensor | None, torch.Tensor]:
+    return batch.extras.get("routes"), batch.tokens
+
+
 class LogprobObjective:
-    """Forward only: what the trainer says about tokens that were sampled at `temperature`."""
+    """Forward only: what the trainer says about tokens that were sampled at `temperature`.
+
+    routing: what this pass does with the batches' extra "routes" and the routers' own choices; None: nothing.
+    """
 
     _output_processor = staticmethod(_label_logprobs)
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: float, *, routing: Routing | None = None):
         self._temperature = temperature
+        self._routing = routing
 
     def forward(self, model: R1Model, batch: MicroBatch) -> torch.Tensor:
-        return model(
-            batch.tokens,
-            batch.positions,
-            None,
-            packed_seq_params=batch.packed_seq_params(),
-            padding_mask=batch.padding_mask(),
-            output_processor=self._output_processor,
-            output_processor_context=_LogprobContext(batch.labels, self._temperature),
-        )
+        routes = nullcontext() if self._routing is None else self._routing.forward(*_routes(batch))
+        with routes:
+            return model(
+                batch.tokens,
+                batch.positions,
+                None,
+                packed_seq_params=batch.packed_seq_params(),
+                padding_mask=batch.padding_mask(),
+                output_processor=self._output_processor,
+                output_processor_context=_LogprobContext(batch.labels, self._temperature),
+            )
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
         raise AssertionError("LogprobObjective is for forward_only")
@@ -83,8 +95,8 @@ class GrpoObjective(LogprobObjective):
 
     _output_processor = staticmethod(_label_logprobs_and_entropy)
 
-    def __init__(self, cfg: RlConfig, temperature: float, *, num_tokens: int):
-        super().__init__(temperature)
+    def __init__(self, cfg: RlConfig, temperature: float, *, num_tokens: int, routing: Routing | None = None):
+        super().__init__(temperature, routing=routing)
         self._cfg = cfg
         self._num_tokens = num_tokens
         self._ratios = RatioHistogram(torch.cuda.current_device())

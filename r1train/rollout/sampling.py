@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from r1train.dist.seed import stream
+from r1train.rollout.engine import SamplingParams
 
 
 def sample_noise(seed: int, name: str, *, prompt_id: str, index: int, count: int) -> np.ndarray:
@@ -13,6 +14,16 @@ def sample_noise(seed: int, name: str, *, prompt_id: str, index: int, count: int
     the samples are for, e.g. "grpo/12" (stage and step).
     """
     return stream(seed, "sample", name, prompt_id, index).random(count, dtype=np.float32)
+
+
+def noise_of(samples: list[tuple[str, int]], params: SamplingParams) -> torch.Tensor:
+    """Noise of (prompt id, index) samples over the whole budget: float32 [samples, budget]; one row of 0 for none."""
+    budget = params.max_response_tokens
+    rows = [
+        sample_noise(params.seed, params.name, prompt_id=prompt_id, index=index, count=budget)
+        for prompt_id, index in samples
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(1, budget)
 
 
 def choose_tokens(

@@ -1,5 +1,6 @@
 """Records of generation: Sample and Group, and their JSON-lines form for storing rollouts."""
 
+import base64
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +25,9 @@ class Sample:
     logprobs: float32 [R], the engine's log-probability of each token at the sampling temperature.
     finish: "length" means the token budget ended it. policy_version: optimizer steps done by the sampling weights.
     text: the decoded tokens without <|eos|>.
-    Nothing is optional: an engine that cannot give a field does not give a Sample.
+    routes: [computed tokens, expert layers of this pipeline stage, experts per token], uint8 or int16: the experts that
+    each token of prompt and response went to, but for the last, which was drawn and not computed; None where nobody
+    asked for them. Nothing else is optional: an engine that cannot give a field does not give a Sample.
     """
 
     prompt_id: str
@@ -34,6 +37,7 @@ class Sample:
     finish: Finish
     policy_version: int
     text: str
+    routes: npt.NDArray[np.integer] | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens.ndim == 1 and self.tokens.dtype == np.int64, (self.tokens.shape, self.tokens.dtype)
@@ -66,11 +70,12 @@ def sample_to_row(sample: Sample) -> dict[str, object]:
         "finish": sample.finish,
         "policy_version": sample.policy_version,
         "text": sample.text,
+        "routes": None if sample.routes is None else _array_to_row(sample.routes),
     }
 
 
 def sample_from_row(row: dict) -> Sample:
-    """Inverse of sample_to_row. Raises KeyError when a field is absent."""
+    """Inverse of sample_to_row; files from before there were routes have none. Raises KeyError for any other field."""
     return Sample(
         prompt_id=row["prompt_id"],
         index=row["index"],
@@ -79,7 +84,17 @@ def sample_from_row(row: dict) -> Sample:
         finish=row["finish"],
         policy_version=row["policy_version"],
         text=row["text"],
+        routes=None if row.get("routes") is None else _array_from_row(row["routes"]),
     )
+
+
+def _array_to_row(array: np.ndarray) -> dict[str, object]:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "base64": data}
+
+
+def _array_from_row(row: dict) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(row["base64"]), dtype=row["dtype"]).reshape(row["shape"])
 
 
 def group_to_row(group: Group) -> dict[str, object]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megatron.core import parallel_state
 
+from r1train.config.layout import micro_batch_rounds
 from r1train.config.schema import RunConfig
 from r1train.data.corpus_check import check_corpus
 from r1train.data.dali import open_loader
@@ -46,6 +47,7 @@ def step_source(job: Session, loader: WindowLoader) -> StepSource:
     """Batches of the size that the ramp has reached, with or without attention across documents."""
     stage, lr = job.cfg.stage, job.cfg.lr
     share = stage.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    share *= micro_batch_rounds(job.cfg.parallel)
 
     def samples(state: TrainState) -> int:
         progress = Progress(state.tokens, state.step, stage.steps)

@@ -37,12 +37,16 @@ def stage_function(name: str) -> Callable[[RunConfig], StageResult]:
             from r1train.stages.prepare import run_stage as run  # noqa: PLC0415
         case "pretrain":
             from r1train.stages.pretrain import run  # noqa: PLC0415
-        case "sft":
+        case "sft" | "distill":
             from r1train.stages.sft import run  # noqa: PLC0415
         case "grpo":
             from r1train.stages.grpo import run  # noqa: PLC0415
-        case "reject":
+        case "reject" | "collect":
             from r1train.stages.reject import run  # noqa: PLC0415
+        case "pairs":
+            from r1train.stages.pairs import run  # noqa: PLC0415
+        case "reward_model":
+            from r1train.stages.reward_model import run  # noqa: PLC0415
         case "evaluate":
             from r1train.stages.evaluate import run  # noqa: PLC0415
         case _:

@@ -74,5 +74,5 @@ def stage_result(session: Session, evals: dict[str, EvalSummary], *, heldout_los
         loss=rows[-1]["loss"] if rows else None,
         heldout_loss=heldout_loss,
         evals=evals,
-        main_task=cfg.data.tasks[0].name,
+        main_task=cfg.data.tasks[0].name if cfg.data.tasks else next(iter(evals), None),
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from r1train.eval.generate import evaluate
+from r1train.eval.generate import Target, evaluate
 from r1train.log.result import EvalSummary
 from r1train.rollout.native import NativeEngine
 from r1train.stages.session import Session
@@ -31,5 +31,8 @@ def policy_evals(job: Session, trainer: Trainer) -> dict[str, EvalSummary]:
     if not job.cfg.evaluate_after:
         return {}
     engine = build_engine(job, trainer.module)
-    reports = evaluate(job.cfg, engine, list(job.heldout.prompts), policy_version=trainer.state.step)
+    step = trainer.state.step
+    # Not reused: an attempt that trained on must not find the numbers of the one before it.
+    target = Target(job.cfg.run_dir / "eval", f"{job.cfg.step}/step_{step:08d}", policy_version=step, reuse=False)
+    reports = evaluate(job.cfg, engine, list(job.heldout.prompts), target)
     return {report.task: report.summary() for report in reports}

@@ -11,6 +11,7 @@ from r1train.config.schema import RunConfig
 from r1train.dist.init import Device
 from r1train.model.build import build_chunks
 from r1train.model.gpt import R1Model
+from r1train.model.value_head import add_value_head
 from r1train.train.backends import report_backends
 from r1train.train.balance import finalize_and_count
 from r1train.train.ema import WeightAverage, build_average
@@ -84,11 +85,17 @@ def wrap_chunks(cfg: RunConfig, modules: list[R1Model]) -> list[DistributedDataP
     return chunks
 
 
-def build_trainer(cfg: RunConfig, device: Device, *, total_steps: int) -> Trainer:
-    """A trainer with initial weights at step 0; train/checkpoint.py loads something else into it."""
+def build_trainer(cfg: RunConfig, device: Device, *, total_steps: int, scalar_head: bool = False) -> Trainer:
+    """A trainer with initial weights at step 0; train/checkpoint.py loads something else into it.
+
+    scalar_head: the last stage gets a value head too (reward models).
+    """
     # Before the optimizer takes its memory: the average is built on the device and then moved to the host.
     average = build_average(cfg, device)
     modules = build_chunks(cfg, device)
+    if scalar_head:
+        for module in modules:
+            add_value_head(module)
     report_backends(cfg, device, modules)
     chunks = wrap_chunks(cfg, modules)
     return Trainer(cfg, device, chunks, build_optimizer(cfg.optim, chunks, device), total_steps, average)

@@ -1,8 +1,9 @@
 """transformers' side of test_conversion.py: python conversion_transformers.py make|exported FOLDER
 
-make: random models in FOLDER/NAME/hf, their logits in FOLDER/NAME/transformers.pt. exported: logits of FOLDER/NAME/out
-in FOLDER/NAME/exported.pt. A process of its own: in one with the CPU stand-ins of dist/cpu.py, from_pretrained leaves
-the rotary frequencies uninitialised.
+make: random models in FOLDER/NAME/hf, their logits in FOLDER/NAME/transformers.pt, the gradients of one step, stored
+as if they were weights, in FOLDER/NAME/gradients, and what a gate chooses in FOLDER/gate.pt. exported: logits of
+FOLDER/NAME/out in FOLDER/NAME/exported.pt. A process of its own: in one with the CPU stand-ins of dist/cpu.py,
+from_pretrained leaves the rotary frequencies uninitialised.
 """
 
 import sys
@@ -85,9 +86,35 @@ def transformers_model(name: str) -> torch.nn.Module:
             parameter.copy_(1.0 + 0.2 * noise if "norm" in key else 0.15 * noise)
         for key, buffer in hf.named_buffers():
             if key.endswith("e_score_correction_bias"):
-                # Below 0.5: no kept expert's score plus bias is negative, where transformers' mask of 0 would differ.
                 buffer.copy_(0.2 * torch.rand(buffer.shape, generator=generator))
     return hf
+
+
+def save_gradients(hf: torch.nn.Module, windows: torch.Tensor, folder: Path) -> float:
+    """Gradients of the mean cross entropy under the names of the files, which are not those in memory; the loss."""
+    logits = hf(windows[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    loss.backward()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.copy_(parameter.grad)
+    hf.save_pretrained(folder)
+    return loss.item()
+
+
+@torch.no_grad()
+def gate_case(gate: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tokens for which the chosen groups have too few experts with a positive score plus bias, and the gate's choice.
+
+    32 experts in 8 groups, 4 groups and 8 experts per token: one expert of each group has a bias of 0, three of -1.
+    """
+    generator = torch.Generator().manual_seed(8)
+    gate.weight.copy_(0.3 * torch.randn(gate.weight.shape, generator=generator))
+    gate.e_score_correction_bias.copy_(-1.0 * (torch.arange(32) % 4 > 0))
+    hidden = torch.randn(16, gate.weight.shape[1], generator=generator)
+    _, _, chosen = gate(hidden)
+    bias = gate.e_score_correction_bias.clone()
+    return {"weight": gate.weight.clone(), "bias": bias, "hidden": hidden, "transformers": chosen.sort().values}
 
 
 def logits(hf: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -96,13 +123,18 @@ def logits(hf: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def main(mode: str, out: Path) -> None:
-    tokens = torch.randint(0, 96, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(9))
-    torch.save(tokens, out / "tokens.pt")
+    windows = torch.randint(0, 96, (SEQUENCES, LENGTH + 1), generator=torch.Generator().manual_seed(9))
+    tokens = windows[:, :-1]
+    torch.save(windows, out / "windows.pt")
     for name in MODELS:
         if mode == "make":
             hf = transformers_model(name)
             hf.save_pretrained(out / name / "hf")
             torch.save(logits(hf, tokens), out / name / "transformers.pt")
+            loss = save_gradients(hf, windows, out / name / "gradients")
+            torch.save(loss, out / name / "loss.pt")
+            if name == "v3_yarn":
+                torch.save(gate_case(hf.model.layers[-1].mlp.gate), out / "gate.pt")
         else:
             hf = AutoModelForCausalLM.from_pretrained(out / name / "out", dtype=torch.float32).eval()
             torch.save(logits(hf, tokens), out / name / "exported.pt")

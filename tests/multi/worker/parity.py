@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from shards import all_shards, gradient_shards
-from tiny import config, set_expert_bias, windows
+from tiny import Config, config, set_expert_bias, windows
 
 from r1train.data.batch import pack
 from r1train.data.chat import Sample
@@ -70,10 +70,14 @@ def packed_rows() -> list[MicroBatch]:
 
 def run(layout: str, device: Device, out: Path) -> dict:
     del out
-    cfg = config(layout)
+    return measure(config(layout), device, CASES)
+
+
+def measure(cfg: Config, device: Device, cases: tuple[str, ...]) -> dict:
+    """One step of every case, and this rank's number of parameters."""
     result: dict = {}
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    for case in CASES:
+    for case in cases:
         trainer = build_trainer(cfg, device, total_steps=10)
         for module in trainer.modules:
             set_expert_bias(module)
@@ -82,7 +86,8 @@ def run(layout: str, device: Device, out: Path) -> dict:
         for chunk in trainer.chunks:
             chunk.zero_grad_buffer()
             chunk.train()
-        outputs = forward_backward(trainer.chunks, micro_batches(case)[dp_rank::dp_size], LmObjective())
+        mine = [batch.to(device.torch_device) for batch in micro_batches(case)[dp_rank::dp_size]]
+        outputs = forward_backward(trainer.chunks, mine, LmObjective())
         logs, num_tokens = reduce_logs(outputs, device.torch_device)
         result["parameters"] = sum(p.numel() for module in trainer.modules for p in module.parameters())
         bias = [shard for shard in all_shards(trainer.modules) if shard[0].endswith("expert_bias")]

@@ -14,7 +14,7 @@ def shards(module: torch.nn.Module) -> list[Shard]:
         lead = tensor.prepend_axis_num
         sizes = zip(tensor.global_offset[lead:], tensor.local_shape, strict=True)
         place = (*tensor.global_offset[:lead], *(slice(start, start + size) for start, size in sizes))
-        found.append((tensor.key, place, tuple(tensor.global_shape), tensor.data.detach().clone()))
+        found.append((tensor.key, place, tuple(tensor.global_shape), tensor.data.detach().cpu().clone()))
     return found
 
 

@@ -68,6 +68,12 @@ CASES = [
         "overlap_grad_reduce",
     ),
     (
+        "allgather_has_one_length",
+        [*PRETRAIN, *FOUR, "parallel.pp=2", 'parallel.pp_layout="Ett|tmL"', "parallel.dispatcher=allgather"],
+        "parallel.dispatcher",
+        "one length",
+    ),
+    (
         "recompute_modules_exist",
         [*PRETRAIN, "parallel.recompute_modules=[mlp, attention]"],
         "parallel.recompute_modules",

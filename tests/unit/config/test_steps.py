@@ -37,7 +37,7 @@ def test_users_override_wins_over_the_step():
 
 
 def test_set_values_of_every_type_survive():
-    changes = "{name: 'a b', seed: 7, evaluate_after: true, rollout.top_p: 0.5, parallel.recompute_modules: [mlp, 'moe']}"
+    changes = "{name: 'a b', seed: 7, evaluate_after: true, rollout.top_p: 0.5, parallel.recompute_modules: [mlp, moe]}"
     step = "{id: p, stage: prepare, title: p, set: " + changes + "}"
     cfg = load_config(plan_steps(["experiment=tiny", f"schedule.steps=[{step}]"])[0].overrides, check_files=False)
     assert (cfg.name, cfg.seed, cfg.evaluate_after, cfg.rollout.top_p) == ("a b", 7, True, 0.5)
@@ -53,7 +53,7 @@ def test_set_values_of_every_type_survive():
         ("[{id: a, stage: sft, title: t, init_from: b}, {id: b, stage: pretrain, title: t}]", "does not come before"),
         (
             "[{id: a, stage: pretrain, title: t}, {id: b, stage: sft, title: t, dataset_from: a}]",
-            "only a reject step writes a data set",
+            "only reject, collect and pairs steps write one",
         ),
         ("[{id: a, stage: prepare}]", "required, but nothing states it"),
         ("[{id: a, stage: prepare, title: t, sett: {}}]", "unknown key"),

@@ -105,5 +105,6 @@ def filled_cache(device, model) -> torch.Tensor:
     made = build_model(config("single", model=model), device)
     cache = empty_cache(made, sequences=2, capacity=10, device=torch.device("cpu"))
     positions = torch.arange(7).expand(2, -1)
-    stage_forward(made, torch.randint(0, 64, (2, 7)), cache=cache, positions=positions, rotary=rotary_angles(made, 10))
+    rotary = rotary_angles(made, 10)
+    stage_forward(made, torch.randint(0, 64, (2, 7)), cache=cache, positions=positions, visible=7, rotary=rotary)
     return cache.entries

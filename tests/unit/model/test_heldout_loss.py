@@ -19,9 +19,8 @@ def test_measure_is_the_mean_cross_entropy_of_the_counted_tokens(device):
     tokens = windows(3, seq_length=8, seed=3)
     mask = torch.ones(3, 8)
     mask[2, 3:] = 0
-    found = measure(
-        SimpleNamespace(module=model, model=model, device=device), Windows(tokens, mask), micro_batch_size=2
-    )
+    trainer = SimpleNamespace(cfg=config("single"), modules=[model], chunks=[model], device=device)
+    found = measure(trainer, Windows(tokens, mask), micro_batch_size=2)
     model.eval()
     losses = []
     with torch.no_grad():

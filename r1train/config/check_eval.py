@@ -1,0 +1,125 @@
+"""Rules about evaluation: suites, their templates and answers, and passkey retrieval."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from r1train.config.schema import EvaluateStage, RunConfig
+from r1train.config.schema_eval import SuiteConfig, SuiteKind
+from r1train.errors import Problem
+
+FIELDS: dict[SuiteKind, tuple[str, ...]] = {
+    "number": ("question",),
+    "math": ("question",),
+    "exact": ("question",),
+    "choice": ("question", "choices"),
+    "humaneval": ("question", "entry_point"),
+    "mbpp": ("question", "tests"),
+    "ifeval": ("question",),
+}
+# Files beside the suites' own in <run>/eval.
+TAKEN = ("perplexity", "passkey", "samples")
+
+
+def suite_names_are_files(cfg: RunConfig) -> list[Problem]:
+    counts = Counter(suite.name for suite in cfg.eval.suites)
+    taken = {*TAKEN, *(task.name for task in cfg.data.tasks)}
+    problems = []
+    for key, suite in _suites(cfg):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", suite.name):
+            what = "names a file, so it takes letters, digits, . _ and - only"
+            problems.append(Problem(f"{key}.name", suite.name, what, "such as aime24"))
+        elif counts[suite.name] > 1 or suite.name in taken or suite.name.startswith("samples_"):
+            what = "another suite, a task of data.tasks or a file of the evaluation has this name"
+            problems.append(Problem(f"{key}.name", suite.name, what, "another name"))
+    return problems
+
+
+def templates_have_their_fields(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for key, suite in _suites(cfg):
+        named = set(re.findall(r"\{([a-z_]+)\}", suite.template.replace(r"\boxed{", "")))
+        known = FIELDS[suite.kind]
+        if "question" not in named:
+            what = "the question is not in the template"
+            problems.append(Problem(f"{key}.template", suite.template, what, "write {question} where it belongs"))
+        for name in sorted(named - set(known)):
+            what = f"suites of kind {suite.kind} have no field {{{name}}}"
+            fix = "one of " + ", ".join(f"{{{field}}}" for field in known)
+            problems.append(Problem(f"{key}.template", suite.template, what, fix))
+    return problems
+
+
+def answers_have_a_place(cfg: RunConfig) -> list[Problem]:
+    return [
+        Problem(f"{key}.answer_from", [], "no answer could be found", "such as [tags, boxed]")
+        for key, suite in _suites(cfg)
+        if not suite.answer_from
+    ]
+
+
+def suite_sampling_fits(cfg: RunConfig) -> list[Problem]:
+    """The rules of eval's own sampling, for what a suite changes."""
+    problems = []
+    positions = cfg.model.max_position_embeddings
+    for key, suite in _suites(cfg):
+        if suite.temperature is not None and suite.temperature < 0:
+            problems.append(Problem(f"{key}.temperature", suite.temperature, "below 0", "0 (greedy) or more"))
+        if suite.top_p is not None and not 0 < suite.top_p <= 1:
+            problems.append(Problem(f"{key}.top_p", suite.top_p, "outside (0, 1]", "1.0 keeps every token"))
+        temperature = cfg.eval.temperature if suite.temperature is None else suite.temperature
+        samples = suite.samples_per_problem or cfg.eval.samples_per_problem
+        if temperature == 0 and samples > 1:
+            what = "greedy decoding gives the same answer every time"
+            problems.append(Problem(f"{key}.samples_per_problem", samples, what, "1, or a temperature above 0"))
+        prompt = suite.max_prompt_tokens or cfg.rollout.max_prompt_tokens
+        response = suite.max_response_tokens or cfg.eval.max_response_tokens
+        if prompt + response > positions:
+            what = f"with a prompt of {prompt} beyond the model's {positions} positions"
+            problems.append(Problem(f"{key}.max_response_tokens", response, what, f"at most {positions - prompt}"))
+    return problems
+
+
+def passkey_fits(cfg: RunConfig) -> list[Problem]:
+    passkey = cfg.eval.passkey
+    if passkey is None or not isinstance(cfg.stage, EvaluateStage):
+        return []
+    problems = []
+    room = cfg.model.max_position_embeddings - passkey.max_response_tokens
+    for name, values in (("lengths", passkey.lengths), ("depths", passkey.depths)):
+        if not values or len(set(values)) < len(values):
+            problems.append(Problem(f"eval.passkey.{name}", values, "empty, or a value twice", "each value once"))
+    for length in passkey.lengths:
+        if length > room:
+            what = f"with {passkey.max_response_tokens} tokens of response beyond the model's positions"
+            problems.append(Problem("eval.passkey.lengths", length, what, f"at most {room}"))
+    problems += [
+        Problem("eval.passkey.depths", depth, "outside 0 to 1", "a share of the text before the number")
+        for depth in passkey.depths
+        if not 0 <= depth <= 1
+    ]
+    return problems
+
+
+def perplexity_length_fits(cfg: RunConfig) -> list[Problem]:
+    length, positions = cfg.eval.perplexity_length, cfg.model.max_position_embeddings
+    if length is None or length <= positions:
+        return []
+    return [Problem("eval.perplexity_length", length, f"beyond the model's {positions} positions", "less, or null")]
+
+
+def _suites(cfg: RunConfig) -> Iterator[tuple[str, SuiteConfig]]:
+    """The suites with their keys, where the stage runs them."""
+    if isinstance(cfg.stage, EvaluateStage):
+        for index, suite in enumerate(cfg.eval.suites):
+            yield f"eval.suites.{index}", suite
+
+
+RULES = (
+    suite_names_are_files,
+    templates_have_their_fields,
+    answers_have_a_place,
+    suite_sampling_fits,
+    passkey_fits,
+    perplexity_length_fits,
+)

@@ -1,0 +1,46 @@
+"""Sums over the bits of weights: equal for equal weights however an engine cuts, joins or orders its tensors."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_BITS = {2: torch.int16, 4: torch.int32}
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+# Odd constants of a multiplicative hash; products wrap around, as int64 does.
+_MIX_1, _MIX_2 = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9
+_CHUNK = 2**24  # values looked at together: what the sum holds for a moment
+
+Sums = dict[str, int]
+
+
+def value_sums(weights: Iterable[tuple[str, Tensor]]) -> Sums:
+    """(name, tensor) -> one hash sum per layer and type, "outer" for what belongs to no layer.
+
+    A sum does not change when tensors of a layer are joined, split, transposed or padded with zeros, as engines do with
+    theirs; it does when any value changes, is missing, comes twice, or goes to another layer. Two values of one layer
+    that change places are not seen: the engine's log-probabilities show those.
+    """
+    sums: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        layer = _LAYER.search(name)
+        key = f"{layer.group(1) if layer else 'outer'}/{str(tensor.dtype).removeprefix('torch.')}"
+        total = _hash_sum(tensor.detach())
+        sums[key] = sums[key] + total if key in sums else total
+    return {key: int(total) for key, total in sums.items() if int(total) != 0}
+
+
+def difference(found: Sums, expected: Sums) -> list[str]:
+    """Keys of the sums that are not the same, sorted."""
+    return sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+
+
+def _hash_sum(tensor: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    bits = tensor.contiguous().flatten().view(_BITS[tensor.element_size()])
+    for part in bits.split(_CHUNK):
+        mixed = part.long() * _MIX_1
+        # A bit pattern of 0 hashes to 0, so padding counts nothing.
+        total += ((mixed ^ (mixed >> 29)) * _MIX_2).sum()
+    return total

@@ -1,0 +1,73 @@
+"""Transformer Engine against the local modules, context parallelism and virtual stages, on GPUs in bf16.
+
+Tolerances: bf16 keeps 8 bits, so one rounding is 2^-8 = 0.4 %. Two ways through the same four blocks may differ by a
+few roundings, and a token whose expert flips by more: 1 % of the loss, 5 % of the gradient norm, a cosine of at least
+0.98 between the gradients of every tensor.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parents[1] / "multi" / "worker"
+sys.path.insert(0, str(WORKER))
+LOSS, NORM, COSINE = 0.01, 0.05, 0.98
+CASES = ("full", "uneven", "packed")
+
+
+@pytest.fixture(scope="module")
+def one_gpu(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
+    """Results of one GPU with Transformer Engine, and with the local modules."""
+    folder = tmp_path_factory.mktemp("one_gpu")
+    torchrun(WORKER / "gpu_main.py", 1, folder, "single,single_local")
+    return folder
+
+
+def compare(folder: Path, reference: Path, layout: str, case: str, *, against: str = "single") -> None:
+    from assembly import assemble, load_ranks
+
+    expected = load_ranks(reference, "gpu_parity", against)[0][case]
+    ranks = [rank[case] for rank in load_ranks(folder, "gpu_parity", layout)]
+    assert {rank["num_tokens"] for rank in ranks} == {expected["num_tokens"]}
+    for rank in ranks:
+        assert rank["loss"] == pytest.approx(expected["loss"], rel=LOSS)
+        assert rank["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=NORM)
+    wanted = assemble([expected["gradients"]])
+    found = assemble([rank["gradients"] for rank in ranks], tolerance=0.05)
+    assert found.keys() == wanted.keys()
+    cosine = {
+        key: float(torch.nn.functional.cosine_similarity(found[key].flatten(), wanted[key].flatten(), dim=0))
+        for key in wanted
+    }
+    assert {key: value for key, value in cosine.items() if not value >= COSINE} == {}
+
+
+@pytest.mark.gpu1
+@pytest.mark.parametrize("case", CASES)
+def test_transformer_engine_equals_the_local_modules(one_gpu: Path, case: str):
+    compare(one_gpu, one_gpu, "single_local", case)
+
+
+@pytest.mark.gpu2
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("layout", ["cp2", "tp2", "vpp2", "etp2"])
+def test_two_gpus_equal_one(two_gpus: Path, one_gpu: Path, layout: str, case: str):
+    compare(two_gpus, one_gpu, layout, case)
+
+
+@pytest.fixture(scope="module")
+def two_gpus(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
+    folder = tmp_path_factory.mktemp("two_gpus")
+    torchrun(WORKER / "gpu_main.py", 2, folder, "cp2,tp2,vpp2,etp2")
+    return folder
+
+
+@pytest.mark.gpu2
+def test_expert_all_to_all_overlap_changes_nothing(tmp_path: Path, torchrun: Callable[..., str]):
+    """The same layout with and without overlap_expert_all_to_all and delay_wgrad: EP2."""
+    torchrun(WORKER / "gpu_main.py", 2, tmp_path, "ep2,ep2_overlap")
+    for case in ("full", "uneven"):
+        compare(tmp_path, tmp_path, "ep2_overlap", case, against="ep2")

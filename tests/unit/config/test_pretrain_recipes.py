@@ -1,0 +1,240 @@
+"""Every number of the pre-training recipes against the reports that publish it.
+
+Sources: DeepSeek-V3 report (arXiv 2412.19437) sections 3 and 4, DeepSeek-V2 report (2405.04434) appendix B, Moonlight
+(2502.16982) section 3.3. The traps are departures found in published configurations that claim to reproduce V3.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from r1train.config.layout import parse_layout, virtual_stages
+from r1train.config.load import load_config
+from r1train.train.schedules import Progress, value_at
+
+T = 10**12
+V3 = ("v3_pretrain_h800_2048", "v3_pretrain_h100_1024")
+
+
+def load(name):
+    return load_config([f"experiment={name}"], check_files=False)
+
+
+def at(schedule, tokens, *, steps=0, total=1):
+    return value_at(schedule, Progress(int(tokens), steps, total))
+
+
+@pytest.mark.parametrize("name", V3)
+def test_optimizer(name):
+    """Section 4.2: AdamW 0.9, 0.95, decay 0.1, clip 1.0. Section 3.3: E4M3 tiles, bf16 moments. Epsilon is ours."""
+    optim = load(name).optim
+    assert (optim.beta1, optim.beta2, optim.weight_decay, optim.clip_grad) == (0.9, 0.95, 0.1, 1.0)
+    assert (optim.precision, optim.moments_dtype, optim.distributed) == ("fp8_blockwise", "bf16", True)
+    assert optim.ema_decay is not None
+
+
+@pytest.mark.parametrize("name", V3)
+@pytest.mark.parametrize(
+    ("tokens", "rate"),
+    [
+        (0, 0.0),
+        (12_582_912 * 1000, 1.1e-4),
+        (12_582_912 * 2000, 2.2e-4),
+        (5 * T, 2.2e-4),
+        (10 * T, 2.2e-4),
+        (11.075 * T, 1.910036e-4),
+        (12.15 * T, 1.21e-4),
+        (13.225 * T, 5.09964e-5),
+        (14.3 * T, 2.2e-5),
+        (14.633 * T, 2.2e-5),
+        (14.634 * T, 7.3e-6),
+        (14.8 * T, 7.3e-6),
+    ],
+)
+def test_learning_rate(name, tokens, rate):
+    assert at(load(name).lr.learning_rate, tokens) == pytest.approx(rate, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", V3)
+def test_mtp_weight_bias_rate_and_batch(name):
+    """Section 4.2: 0.3 for 10T tokens, then 0.1; 0.001 until 14.3T, then 0; 3072 to 15360 sequences in 469B tokens."""
+    cfg = load(name)
+    lr, stage = cfg.lr, cfg.stage
+    assert [at(lr.mtp_weight, x * T) for x in (0, 10, 10.1, 14.8)] == [0.3, 0.3, 0.1, 0.1]
+    assert [at(lr.bias_rate, x * T) for x in (0, 14.3, 14.4, 14.8)] == [1e-3, 1e-3, 0.0, 0.0]
+    assert [at(lr.batch_size, x) for x in (0, 469e9, 10 * T)] == [3072, 15360, 15360]
+    assert (stage.batch_size, stage.seq_length, stage.batch_size * stage.seq_length) == (15360, 4096, 62_914_560)
+
+
+@pytest.mark.parametrize("name", V3)
+def test_steps_make_14_8T_tokens(name):
+    """A ramp that is straight in tokens takes its 469B tokens in about 15,000 steps; 227,785 more make 14.8T."""
+    cfg, tokens, steps = load(name), 0, 0
+    while tokens < 469e9:
+        tokens, steps = tokens + round(at(cfg.lr.batch_size, tokens)) * 4096, steps + 1
+    steps += round((14.8e12 - tokens) / 62_914_560)
+    assert cfg.stage.steps == pytest.approx(steps, abs=10)
+
+
+@pytest.mark.parametrize("name", V3)
+def test_model(name):
+    """Section 4.2 and the released config.json."""
+    model = load(name).model
+    assert (model.num_layers, model.num_dense_layers, model.hidden_size, model.num_attention_heads) == (
+        61,
+        3,
+        7168,
+        128,
+    )
+    assert (model.q_lora_rank, model.kv_lora_rank, model.qk_nope_head_dim, model.qk_rope_head_dim) == (
+        1536,
+        512,
+        128,
+        64,
+    )
+    assert (model.num_experts, model.num_experts_per_token, model.num_shared_experts) == (256, 8, 1)
+    assert (model.num_expert_groups, model.num_groups_per_token, model.moe_ffn_hidden_size) == (8, 4, 2048)
+    assert (model.router_score, model.routed_scaling_factor, model.mtp_depth) == ("sigmoid", 2.5, 1)
+    assert model.vocab_size == 129280
+
+
+def test_layout_of_the_paper():
+    """Section 3.2: 2048 GPUs, PP16, EP64 over 8 nodes, no tensor parallelism, ZeRO-1. 24 to 120 sequences per rank."""
+    cfg = load("v3_pretrain_h800_2048")
+    parallel = cfg.parallel
+    assert (parallel.world_size, parallel.pp, parallel.ep, parallel.tp, parallel.cp, parallel.etp) == (
+        2048,
+        16,
+        64,
+        1,
+        1,
+        1,
+    )
+    assert (parallel.dp, parallel.edp, cfg.cluster.nodes, cfg.cluster.processes_per_node) == (128, 2, 256, 8)
+    assert (3072 // parallel.dp, 15360 // parallel.dp) == (24, 120)
+    assert parse_layout(parallel.pp_layout) == ("Etttt", *["tttt"] * 14, "tmL")
+    assert set(parallel.recompute_modules) == {"layernorm", "mla_up_proj", "moe_act"}  # section 3.2.3
+
+
+def test_layout_for_1024_gpus():
+    """NVIDIA's: TP2 PP8 VPP4 EP64, 32 stages, MTP and loss on stages of their own."""
+    cfg = load("v3_pretrain_h100_1024")
+    parallel, stages = cfg.parallel, parse_layout(cfg.parallel.pp_layout)
+    assert (parallel.world_size, parallel.tp, parallel.pp, parallel.ep, parallel.etp) == (1024, 2, 8, 64, 1)
+    assert virtual_stages(parallel) == 4
+    assert (len(stages), stages[0], stages[1:30], stages[30:]) == (32, "Ettt", ("tt",) * 29, ("m", "L"))
+    assert parallel.overlap_expert_all_to_all and parallel.delay_wgrad and parallel.dispatcher == "flex"
+
+
+@pytest.mark.parametrize(("name", "length", "sequences", "cp"), [("32k", 32768, 1920, 8), ("128k", 131072, 480, 32)])
+def test_extension(name, length, sequences, cp):
+    """Section 4.3: factor 40, alpha 1, beta 32, original 4096; 1000 steps at 7.3e-6; tokens per step as before."""
+    cfg = load(f"v3_extend_{name}")
+    yarn, stage = cfg.model.yarn, cfg.stage
+    assert (yarn.factor, yarn.beta_slow, yarn.beta_fast, yarn.original_max_positions) == (40.0, 1.0, 32.0, 4096)
+    assert (yarn.mscale, yarn.mscale_all_dim) == (1.0, 1.0)
+    assert (stage.seq_length, stage.batch_size, stage.steps) == (length, sequences, 1000)
+    assert stage.seq_length * stage.batch_size == 62_914_560
+    assert [at(cfg.lr.learning_rate, x) for x in (0, 62.9e9)] == [7.3e-6, 7.3e-6]
+    assert (cfg.parallel.cp, stage.seq_length // cfg.parallel.cp) == (cp, 4096)
+    assert cfg.lr.batch_size is None and stage.init_from is not None
+
+
+def test_v2_lite():
+    """V2 appendix B: 4.2e-4 after 2000 steps, times 0.316 at 80 % and 90 % of 5.7T tokens, 4608 sequences of 4096."""
+    cfg = load("v2_lite_pretrain")
+    rates = [at(cfg.lr.learning_rate, share * 5.7 * T) for share in (0.5, 0.8, 0.85, 0.95)]
+    assert rates == pytest.approx([4.2e-4, 4.2e-4, 4.2e-4 * 0.316, 4.2e-4 * 0.316**2])
+    assert at(cfg.lr.learning_rate, 1000 * 4608 * 4096) == pytest.approx(2.1e-4)
+    assert (cfg.stage.batch_size, cfg.stage.seq_length) == (4608, 4096)
+    assert cfg.stage.steps * 4608 * 4096 == pytest.approx(5.7 * T, rel=1e-5)
+    model, parallel = cfg.model, cfg.parallel
+    assert (model.router_bias, model.router_score, model.sequence_loss_coef, model.yarn.factor) == (
+        False,
+        "softmax",
+        1e-3,
+        1,
+    )
+    assert (parallel.ep, parallel.tp, parallel.pp, cfg.optim.clip_grad) == (
+        1,
+        1,
+        4,
+        1.0,
+    )  # experts on one device, PP only
+    assert parse_layout(parallel.pp_layout) == ("E" + "t" * 7, "t" * 7, "t" * 7, "t" * 6 + "L")
+
+
+def test_moonlight():
+    """Moonlight 3.3: 2048 sequences of 8192 until 200B, then 4096; 4.2e-4 cosine to 4.2e-5; last 1e-4 to 0."""
+    cfg = load("moonlight_16b_pretrain")
+    rate = cfg.lr.learning_rate
+    assert at(rate, 1000 * 2048 * 8192) == pytest.approx(2.1e-4)
+    assert at(rate, 2000 * 2048 * 8192) == pytest.approx(4.2e-4)
+    assert at(rate, 5.2 * T) == pytest.approx(4.2e-5)
+    assert at(rate, 5.2 * T + 100 * 4096 * 8192) == pytest.approx(1e-4)
+    assert at(rate, 5.7 * T) == 0.0
+    assert [at(cfg.lr.bias_rate, x * T) for x in (1, 5.2, 5.3)] == [1e-3, 1e-3, 0.0]
+    assert [at(cfg.lr.batch_size, x) for x in (1e9, 200e9, 201e9, 5.7 * T)] == [2048, 2048, 4096, 4096]
+    assert (cfg.stage.seq_length, cfg.model.mtp_depth, cfg.optim.weight_decay) == (8192, 0, 0.1)
+    assert (cfg.parallel.tp, cfg.parallel.ep, cfg.parallel.world_size) == (2, 8, 8)
+
+
+def test_mini_on_one_gpu_and_on_four_is_the_same_training():
+    one, four = load("mini_pretrain"), load("mini_pretrain_4gpu")
+    assert (one.model, one.lr, one.optim, one.seed) == (four.model, four.lr, four.optim, four.seed)
+    assert (one.parallel.world_size, four.parallel.world_size, four.parallel.ep) == (1, 4, 4)
+
+
+# The traps of published V3 configurations (C1 to C7).
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_1_yarn_is_off_at_4k(name):
+    assert load(name).model.yarn.factor == 1.0
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_2_mtp_weight_changes(name):
+    lr = load(name).lr
+    assert at(lr.mtp_weight, T) == 0.3 != at(lr.mtp_weight, 12 * T)
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_3_the_peak_is_the_pretraining_rate(name):
+    rate = load(name).lr.learning_rate
+    assert max(at(rate, x * T / 10) for x in range(149)) == 2.2e-4
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_4_initialisation(name):
+    assert load(name).model.init_std == 0.006
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_5_balance_is_learned_and_ends_and_the_tail_has_two_steps(name):
+    cfg = load(name)
+    assert cfg.model.router_bias and at(cfg.lr.bias_rate, 14.5 * T) == 0.0
+    assert [segment.shape for segment in cfg.lr.learning_rate.segments] == [
+        "linear",
+        "constant",
+        "cosine",
+        "constant",
+        "constant",
+    ]
+    assert cfg.lr.batch_size is not None
+    source = Path(__file__).parents[3] / "r1train" / "model"
+    assert not [path for path in source.glob("*.py") if "force_load_balancing" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_6_the_sequence_loss_is_on(name):
+    assert load(name).model.sequence_loss_coef == 1e-4
+
+
+@pytest.mark.parametrize("name", V3)
+def test_trap_7_61_layers_have_a_layout_and_sequence_parallelism_follows_tp(name):
+    parallel = load(name).parallel
+    assert "".join(parse_layout(parallel.pp_layout)).count("t") == 61
+    assert '"sequence_parallel": parallel.tp > 1' in (
+        Path(__file__).parents[3] / "r1train" / "model" / "spec.py"
+    ).read_text(encoding="utf-8")
