@@ -17,6 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from r1train.dist.probe import deep_ep_problem
+from r1train.reward.isolation import compiler
+from r1train.reward.jail import probe
+
 GIB = 1024**3
 MEMORY_NEEDED_GIB = 6.0  # what the smoke schedule may use, all processes together
 DISK_NEEDED_GIB = 2.0  # its run folder, with room to spare
@@ -66,9 +70,9 @@ PACKAGES = (
     ),
     Package("nvidia-dali", "nvidia.dali", "", "no DALI loader, the Python loader is used", "pip: r1train[gpu]"),
     Package("nvidia-resiliency-ext", "nvidia_resiliency_ext", "", "no hang detection", "pip: r1train[gpu]"),
-    Package("deep_ep", "deep_ep", "", "no flex dispatcher, use alltoall", "build DeepEP in the container"),
     Package("flash-attn", "flash_attn", "", "attention runs through cuDNN instead", IN_CONTAINER),
     Package("flash-mla", "flash_mla", "", "no FlashMLA decoding in rollouts", "build FlashMLA in the container"),
+    Package("pyarrow", "pyarrow", "", "no corpora from .parquet and .zst files", "pip: r1train[data]"),
     Package("vllm", "vllm", "", "no vllm engine, native generates", "pip: r1train[vllm]"),
     Package("wandb", "wandb", "", "no Weights & Biases, metrics.jsonl and TensorBoard stay", "pip: r1train[wandb]"),
 )
@@ -76,7 +80,8 @@ PACKAGES = (
 
 def doctor(folder: Path | None = None) -> list[Row]:
     """Every part; changes nothing. folder: where runs will be written (default: the current one)."""
-    rows = [_python(), _torch(), _devices(), *map(package_row, PACKAGES), _apex(), _slurm()]
+    rows = [_python(), _torch(), _devices(), *map(package_row, PACKAGES), _deep_ep(), _apex()]
+    rows += [_slurm(), _code_sandbox(), _cpp_compiler()]
     return [*rows, _disk(folder or Path.cwd()), _memory(), _cores()]
 
 
@@ -162,6 +167,29 @@ def _apex() -> Row:
             "apex", installed_version("apex") or "unknown version", "wrong", "not NVIDIA's, or without CUDA: " + off
         )
     return Row("apex", "missing", "missing", off)
+
+
+def _deep_ep() -> Row:
+    """DeepEP counts when it can be imported: a wrong NVSHMEM shows only then."""
+    if not _importable("deep_ep"):
+        off = "no flex dispatcher, alltoall takes its place; get it: build DeepEP in the container"
+        return Row("deep_ep", "missing", "missing", off)
+    problem = deep_ep_problem()
+    return Row(
+        "deep_ep", installed_version("deep_ep") or "unknown version", "wrong" if problem else "ok", problem or ""
+    )
+
+
+def _code_sandbox() -> Row:
+    found = probe()
+    if found.backend == "none":
+        return Row("code sandbox", "missing", "missing", f"code rewards are refused: {found.note}")
+    return Row("code sandbox", found.backend, "ok", found.note)
+
+
+def _cpp_compiler() -> Row:
+    found = compiler()
+    return Row("C++ compiler", found or "missing", "ok" if found else "missing", "" if found else "no rewards for C++")
 
 
 def _slurm() -> Row:

@@ -9,11 +9,13 @@ from rich.console import Console
 
 from r1train.report import doctor as module
 from r1train.report.doctor import PACKAGES, Package, Row, doctor, package_row, print_doctor
+from r1train.reward.jail import Isolation
 
 PARTS = {
     *("Python", "torch", "CUDA devices", "megatron-core", "transformer-engine", "apex", "nvidia-dali", "deep_ep"),
     *("flash-attn", "flash-mla", "vllm", "nvidia-resiliency-ext", "wandb", "transformers", "tokenizers", "math-verify"),
-    *("reasoning-gym", "py3langid", "psutil", "Slurm", "free disk", "free memory", "CPU cores"),
+    *("reasoning-gym", "py3langid", "psutil", "pyarrow", "Slurm", "free disk", "free memory", "CPU cores"),
+    *("code sandbox", "C++ compiler"),
 }
 MCORE = next(package for package in PACKAGES if package.name == "megatron-core")
 
@@ -136,6 +138,26 @@ def test_table_shows_every_part():
     assert all(row.part in text and row.status in text for row in rows)
     missing = [row for row in rows if row.part == "wandb" and row.status == "missing"]
     assert all("r1train[wandb]" in text for row in missing)  # brackets are text here, not markup
+
+
+@pytest.mark.parametrize(
+    ("backend", "note", "expected"),
+    [
+        ("none", "no user namespaces", ("missing", "missing", "code rewards are refused: no user namespaces")),
+        ("bubblewrap", "0.8.0", ("bubblewrap", "ok", "0.8.0")),
+    ],
+)
+def test_code_sandbox(monkeypatch, backend, note, expected):
+    monkeypatch.setattr(module, "probe", lambda: Isolation(backend, note))
+    row = row_of("code sandbox")
+    assert (row.found, row.status, row.note) == expected
+
+
+def test_broken_deep_ep_is_named(monkeypatch):
+    monkeypatch.setattr(module, "_importable", lambda name: name == "deep_ep")
+    monkeypatch.setattr(module, "deep_ep_problem", lambda: "libnvshmem.so: no such file")
+    row = row_of("deep_ep")
+    assert (row.status, row.note) == ("wrong", "libnvshmem.so: no such file")
 
 
 def test_nothing_heavy_is_imported():
