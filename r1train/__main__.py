@@ -17,7 +17,9 @@ modes
   steps    the schedule as lines of tab-separated words: step id, stage, then that stage's overrides (for scripts)
   plan     parameters and bytes per rank; plan=FILE also writes them as JSON
   doctor   what is installed, and what each missing part switches off
-  report   the stage table of the runs in root
+  report   the stage table, the lineage and the comparison of evaluations of the runs in root, and report.html there
+
+stale=refuse|rerun|keep   what mode=run does about stages whose config or inputs have changed (docs/lineage.md)
 
 examples
   python -m r1train experiment=tiny
@@ -28,6 +30,7 @@ examples
 Groups and their options are the folders and files of conf/. A key of one stage only: per_stage.STAGE_OR_STEP.key=value.
 """
 MODES = ("run", "check", "steps", "plan", "doctor", "report")
+STALE = ("refuse", "rerun", "keep")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,13 +52,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> None:
     own, overrides = _own_options(arguments)
-    mode = own.get("mode", "run")
+    mode, stale = own.get("mode", "run"), own.get("stale", "refuse")
+    if stale not in STALE:
+        raise ConfigError([Problem("stale", stale, "no such choice", f"one of {', '.join(STALE)}")])
     if mode not in MODES:
         raise ConfigError([Problem("mode", mode, "no such mode", f"one of {', '.join(MODES)}")])
     if mode == "run" and _has_stage(overrides):
-        _run_stage(overrides)
+        _run_stage(overrides, keep_stale=stale == "keep")
     elif mode == "run":
-        _run_schedule(overrides)
+        _run_schedule(overrides, stale)
     elif mode == "check":
         _check(overrides)
     elif mode == "steps":
@@ -69,11 +74,11 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _own_options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Options of the command itself (mode, plan), and the config overrides."""
+    """Options of the command itself (mode, plan, stale), and the config overrides."""
     own, overrides = {}, []
     for argument in arguments:
         key, separator, value = argument.partition("=")
-        if separator and key in ("mode", "plan"):
+        if separator and key in ("mode", "plan", "stale"):
             own[key] = value
         else:
             overrides.append(argument)
@@ -88,20 +93,20 @@ def _has_stage(overrides: list[str]) -> bool:
 # megatron-core alone takes four.
 
 
-def _run_stage(overrides: list[str]) -> None:
+def _run_stage(overrides: list[str], *, keep_stale: bool) -> None:
     from r1train.config.load import load_config  # noqa: PLC0415
 
     # A mistake in the config shows before the seconds that torch takes.
     cfg = load_config(overrides)
     from r1train.stages.run import run_stage  # noqa: PLC0415
 
-    run_stage(cfg)
+    run_stage(cfg, keep_stale=keep_stale)
 
 
-def _run_schedule(overrides: list[str]) -> None:
+def _run_schedule(overrides: list[str], stale: str) -> None:
     from r1train.schedule import run_schedule  # noqa: PLC0415
 
-    run_schedule(overrides)
+    run_schedule(overrides, stale=stale)
 
 
 def _check(overrides: list[str]) -> None:
@@ -146,10 +151,11 @@ def _doctor() -> None:
 
 def _report(overrides: list[str]) -> None:
     from r1train.config.load import load_config  # noqa: PLC0415
-    from r1train.report.table import print_table  # noqa: PLC0415
+    from r1train.config.steps import plan_steps  # noqa: PLC0415
+    from r1train.report.report import print_report  # noqa: PLC0415
 
-    cfg = load_config(overrides, check_files=False)
-    print_table(Path(cfg.root), cfg.schedule.steps)
+    # What the files lack shows in the lineage.
+    print_report([load_config(step.overrides, check_files=False) for step in plan_steps(overrides)])
 
 
 if __name__ == "__main__":

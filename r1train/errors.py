@@ -54,3 +54,7 @@ class StageFailed(R1TrainError):
     """A stage of the schedule ended with an error; carries its last lines."""
 
     exit_code = 1
+
+
+class StaleRun(R1TrainError):
+    """A finished or begun stage does not fit its config, its inputs or its own files any more."""

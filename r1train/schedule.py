@@ -16,6 +16,7 @@ from r1train.log.lock import hold
 from r1train.log.memory import MemorySampler, save_peak
 from r1train.log.result import read_result
 from r1train.report.table import print_table
+from r1train.stages.stale import refuse, set_aside, stale_steps
 
 # Stages that are one process by nature: they prepare files and join no process group.
 SINGLE_PROCESS = ("prepare",)
@@ -25,23 +26,34 @@ LOCK = "schedule.lock"
 WAIT_S = 2.0
 
 
-def run_schedule(overrides: list[str]) -> None:
+def run_schedule(overrides: list[str], *, stale: str = "refuse") -> None:
     """Every step of the schedule in turn, then the stage table. Running it again continues where it stopped.
 
+    stale: what happens to steps that do not fit their config or inputs any more: refuse (StaleRun says why), rerun
+    (their folders are moved aside), keep (they count as they are).
     Raises ConfigError, before anything is started, with the problems of all steps; RunInUse when the schedule is
     running already; StageFailed with the last lines.
     """
     configs = check_schedule(overrides)
     planned = plan_steps(overrides)
     root = Path(configs[0].root)
+    if stale != "keep":
+        found = stale_steps(configs)
+        if stale == "refuse":
+            refuse(found)
+        elif found:
+            with hold(root / LOCK, wait_s=WAIT_S):
+                for place in set_aside(configs, found):
+                    print(f"moved aside: {place}", flush=True)
     if any(read_result(cfg.run_dir) is None for cfg in configs):
         with hold(root / LOCK, wait_s=WAIT_S):
-            run_steps(root, planned, configs)
+            run_steps(root, planned, configs, keep_stale=stale == "keep")
     print_table(root, configs[0].schedule.steps)
 
 
-def run_steps(root: Path, planned: list[PlannedStep], configs: list[RunConfig]) -> None:
+def run_steps(root: Path, planned: list[PlannedStep], configs: list[RunConfig], *, keep_stale: bool) -> None:
     """Every step that has no result yet, in order, and the peak memory of all their processes."""
+    own = ["stale=keep"] if keep_stale else []
     sampler = MemorySampler()
     sampler.start()
     try:
@@ -50,7 +62,7 @@ def run_steps(root: Path, planned: list[PlannedStep], configs: list[RunConfig]) 
                 print(f"{step.step.id}: done", flush=True)
                 continue
             print(f"{step.step.id}: {step.step.title}", flush=True)
-            run_step(cfg, step.overrides)
+            run_step(cfg, [*own, *step.overrides])
     finally:
         save_peak(root, sampler.stop())
 

@@ -29,7 +29,7 @@ while IFS=$'\t' read -r -a step; do
   command=(sbatch --parsable --job-name="$id")
   if [ -n "$previous" ]; then command+=("--dependency=afterok:$previous" --kill-on-invalid-dep=yes); fi
   command+=("${options[@]}")
-  if [ "$stage" = prepare ]; then command+=(--nodes=1); fi   # one process, whatever the experiment's size
+  if [ "$stage" = prepare ] || [ "$stage" = pairs ]; then command+=(--nodes=1); fi   # one process, whatever the experiment's size
   command+=("slurm/${stage/#evaluate/eval}.sbatch" "${step[@]:2}")
   if $dry_run; then
     previous=JOB_$id

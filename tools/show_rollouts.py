@@ -1,6 +1,7 @@
-"""Print stored rollouts: each prompt with its samples, and their rewards where the stage stored them.
+"""Print stored rollouts or evaluation samples: each prompt with its samples, and their scores where they were stored.
 
 python tools/show_rollouts.py RUN/rollouts/step_00000010.jsonl [--limit 3]
+python tools/show_rollouts.py RUN/eval/samples_gsm8k_test.jsonl --wrong
 """
 
 import argparse
@@ -13,11 +14,12 @@ from r1train.rollout.types import Sample, group_from_row, read_rows
 
 
 def reward_text(score: dict) -> str:
-    """The reward as stored by Score.to_row."""
+    """The reward as stored by Score.to_row; of an evaluation with the answer that was found."""
     if score["error"] is not None:
         return f"not graded: {score['error']}"
     parts = ", ".join(f"{name} {value:g}" for name, value in score["parts"].items())
-    return f"reward {score['value']:g} ({parts})"
+    found = f", answer {score['answer']!r}" if "answer" in score else ""
+    return f"reward {score['value']:g} ({parts}){found}"
 
 
 def describe(sample: Sample) -> str:
@@ -36,13 +38,21 @@ def show(row: dict) -> None:
         print(sample.text)
 
 
+def all_right(row: dict) -> bool:
+    """Whether every sample of a row was graded and is correct; rows without stored scores are not known to be."""
+    scores = row.get("scores", [])
+    return bool(scores) and all(one["error"] is None and one["parts"].get("accuracy") == 1.0 for one in scores)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="rollout file (.jsonl)")
     parser.add_argument("--limit", type=int, help="at most this many prompts")
+    parser.add_argument("--wrong", action="store_true", help="only prompts with a sample that is not correct")
     args = parser.parse_args()
     try:
-        for row in itertools.islice(read_rows(args.path), args.limit):
+        rows = (row for row in read_rows(args.path) if not (args.wrong and all_right(row)))
+        for row in itertools.islice(rows, args.limit):
             show(row)
     except R1TrainError as error:
         print(error, file=sys.stderr)

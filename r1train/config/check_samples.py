@@ -69,7 +69,9 @@ def judges_can_be_asked(cfg: RunConfig) -> list[Problem]:
             continue
         address = urlsplit(judge.url)
         if address.scheme not in ("http", "https") or not address.netloc:
-            problems.append(Problem(f"stage.{name}.url", judge.url, "not the address of a server", "http://HOST:8000/v1"))
+            problems.append(
+                Problem(f"stage.{name}.url", judge.url, "not the address of a server", "http://HOST:8000/v1")
+            )
         if judge.timeout_s <= 0 or judge.wait_s < 0:
             times = [judge.timeout_s, judge.wait_s]
             problems.append(Problem(f"stage.{name}.timeout_s", times, "no time to answer", "seconds above 0"))
@@ -134,12 +136,16 @@ def late_parts_come(cfg: RunConfig) -> list[Problem]:
     stage = cfg.stage
     if not isinstance(stage, GrpoStage):
         return []
-    starts = {f"reward.preferences.{index}.from_step": one.from_step for index, one in enumerate(cfg.reward.preferences)}
+    starts = {
+        f"reward.preferences.{index}.from_step": one.from_step for index, one in enumerate(cfg.reward.preferences)
+    }
     if stage.late_prompts is not None:
         starts["stage.late_prompts.from_step"] = stage.late_prompts.from_step
     each = stage.minibatches_per_step
     problems = [
-        Problem(key, start, f"the stage ends after step {stage.steps}, so it would never begin", f"at most {stage.steps}")
+        Problem(
+            key, start, f"the stage ends after step {stage.steps}, so it would never begin", f"at most {stage.steps}"
+        )
         for key, start in starts.items()
         if start > stage.steps
     ]

@@ -71,7 +71,10 @@ def _datasets_are_written(schedule: ScheduleConfig) -> list[Problem]:
     stages = {step.id: step.stage for step in schedule.steps}
     return [
         Problem(
-            f"schedule.steps.{index}.dataset_from", step.dataset_from, "only reject, collect and pairs steps write one", "its id"
+            f"schedule.steps.{index}.dataset_from",
+            step.dataset_from,
+            "only reject, collect and pairs steps write one",
+            "its id",
         )
         for index, step in enumerate(schedule.steps)
         if step.dataset_from in stages and stages[step.dataset_from] not in DATASET_FILES

@@ -8,14 +8,24 @@ from r1train.config.schema_reward import CodeConfig, PreferenceConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How samples are drawn. batch_size: sequences that one process decodes at a time."""
+    """How samples are drawn. batch_size: sequences that one process decodes at a time.
 
-    engine: Literal["native"]
+    engine: native generates on the training weights, vllm on a copy that is pushed to it (docs/rollout.md).
+    store_groups: finished groups are stored as they come, so that a killed run samples only what is missing.
+    For vllm: cuda_graphs, else it runs eagerly; gpu_memory_share, its share of the GPU while awake; push_mib, the
+    weights that are under way to it at a time.
+    """
+
+    engine: Literal["native", "vllm"]
     temperature: float
     top_p: float
     max_prompt_tokens: int
     max_response_tokens: int
     batch_size: int
+    store_groups: bool = False
+    cuda_graphs: bool = False
+    gpu_memory_share: float = 0.4
+    push_mib: int = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

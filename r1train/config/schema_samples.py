@@ -1,4 +1,4 @@
-"""Stages that make training sets from a model's samples: rejection sampling, cold start from a model, preference pairs."""
+"""Stages on a model's samples: rejection sampling, cold start from a model, preference pairs, reward models."""
 
 from dataclasses import dataclass, field
 from typing import Literal

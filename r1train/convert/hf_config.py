@@ -26,7 +26,8 @@ DENSE_INIT_STD = 0.02
 # Fields that never change what the model computes from given weights; the last two are the leftovers above.
 _HARMLESS = {
     *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"),
-    *("_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "ep_size", "id2label"),
+    *("_name_or_path", "_model_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
+    *("pretraining_tp", "ep_size", "id2label"),
     *(
         "label2id",
         "return_dict",

@@ -29,6 +29,11 @@ class PromptMix:
     def __init__(self, prompts: PromptSet, late: PromptSet | None = None, *, share: float = 0.0):
         self._prompts, self._late, self._share = prompts, late, Fraction(str(share))
 
+    @property
+    def tasks(self) -> set[str]:
+        """Names of all tasks of both sets."""
+        return {prompt.task for one in (self._prompts, self._late) if one is not None for prompt in one.prompts}
+
     def take(self, position: int, count: int, *, late: bool) -> list[Prompt]:
         """Prompts [position, position + count); late: the second set has its share among them, evenly spread."""
         if not late or self._late is None:

@@ -27,9 +27,7 @@ def export_review(path: Path, rows: list[dict]) -> int:
     """
     if path.exists():
         return 0
-    return write_rows(
-        path, ({"status": PENDING, **{name: row[name] for name in SHOWN}, "comment": ""} for row in rows)
-    )
+    return write_rows(path, ({"status": PENDING, **{name: row[name] for name in SHOWN}, "comment": ""} for row in rows))
 
 
 def import_review(path: Path, rows: list[dict]) -> Reviewed:

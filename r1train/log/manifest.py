@@ -12,6 +12,8 @@ from typing import Any
 
 FILE_NAME = "manifest.json"
 CHECKPOINT_MARKER = "_DONE"
+# It holds a random id and the folder's path, so two saves of the same weights differ in it.
+TORCH_METADATA = ".metadata"
 # A file up to this size is hashed whole; of a larger one, SAMPLES blocks spread evenly, the ends among them.
 WHOLE_BYTES = 64 << 20
 SAMPLES = 16
@@ -34,7 +36,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """config: the resolved config; config_hash: of the part that decides the stage's result. inputs, outputs: artifacts.
+    """config: the resolved config; config_hash: of what decides the result in it. inputs, outputs: artifacts.
 
     commit, dirty, versions: what ran last. numbers: the stage's result without wall-clock times, None while unfinished.
     """
@@ -85,8 +87,8 @@ class Digests:
 def digest_of(path: Path) -> str | None:
     """Digest of a file's content, or of a finished checkpoint's files; None for anything that is not there.
 
-    A checkpoint counts by its marker's and metadata's content and each file's name, size and sampled content: weights
-    that were trained again differ everywhere, so samples see it; a single changed byte may go unseen.
+    A checkpoint counts by its files' names, sizes and sampled content: weights trained again differ everywhere,
+    so samples see it; a single changed byte may go unseen. Equal weights give equal digests, whoever saved them where.
     """
     if path.is_file():
         return _file_digest(path, whole=WHOLE_BYTES)
@@ -94,7 +96,9 @@ def digest_of(path: Path) -> str | None:
         return None
     digest = hashlib.sha256()
     for file in sorted(part for part in path.rglob("*") if part.is_file()):
-        digest.update(f"{file.relative_to(path)} {file.stat().st_size} {_file_digest(file, whole=BLOCK_BYTES)}".encode())
+        name = str(file.relative_to(path))
+        content = "" if name == TORCH_METADATA else f"{file.stat().st_size} {_file_digest(file, whole=BLOCK_BYTES)}"
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ def build_model(cfg: RunConfig, device: Device) -> R1Model:
 
 
 def build_chunks(cfg: RunConfig, device: Device) -> list[R1Model]:
-    """This rank's pipeline stages of the model with initial weights, in params dtype, on `device`.
+    """This rank's pipeline stages of the model with initial weights, in params dtype, on `device`; buffers in fp32.
 
     One chunk, or one per virtual stage. They share one megatron-core config, so what a schedule changes in it while
     training counts for all of them.
@@ -38,8 +38,11 @@ def build_chunks(cfg: RunConfig, device: Device) -> list[R1Model]:
     count = virtual_stages(cfg.parallel)
     with _head_without_apex():
         chunks = [_chunk(cfg.model, config, device, vp_stage) for vp_stage in (range(count) if count > 1 else (None,))]
-    chunks = [chunk.to(device.torch_device, dtype=config.params_dtype) for chunk in chunks]
     for chunk in chunks:
+        chunk.to(device.torch_device)
+        # The parameters alone: a count of tokens in BF16 would stand still at 256, and rotary tables are of positions.
+        for parameter in chunk.parameters():
+            parameter.data = parameter.data.to(config.params_dtype)
         init_weights(chunk, seed=cfg.seed, std=cfg.model.init_std)
     return chunks
 

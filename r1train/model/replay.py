@@ -2,7 +2,8 @@
 
 megatron-core's RouterReplay does this for one model per process, in the order of construction; a policy, its reference
 and several micro-batches in flight need a tape per router. Sources: R3, arXiv 2510.11370; GSPO, 2507.18071 section 5.3.
-Legend: b sequences, s tokens of each, n = s * b tokens of one forward, L expert layers of this stage, k experts a token.
+Legend: b sequences, s tokens of each, n = s * b tokens of one forward, L expert layers of this stage, k experts per
+token.
 """
 
 from collections import deque

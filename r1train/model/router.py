@@ -16,7 +16,7 @@ class Router(TopKRouter):
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)
-        # megatron-core asks router_replay for the experts; the tape leaves them as they are unless it is told otherwise.
+        # megatron-core asks router_replay for the experts; the tape changes nothing unless it is told to.
         self.router_replay = self.tape = RouteTape()
         self.step_load: torch.Tensor | None = None
         self._tokens_per_rank: torch.Tensor | None = None

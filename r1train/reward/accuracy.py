@@ -21,6 +21,8 @@ MATH_TASKS = frozenset({"math", "aime24", "amc23"})
 CHOICE_TASKS = frozenset({"multiple_choice", "gpqa_diamond", "mmlu"})
 # Answers are programs, run against hidden tests in the sandbox (reward/code.py).
 CODE_TASKS = frozenset({"code"})
+# Nothing to verify: writing, advice, translation. Format, language and reward models make their reward.
+OPEN_TASKS = frozenset({"general"})
 
 Verifier = Callable[[str, dict[str, Any]], float]
 

@@ -51,10 +51,10 @@ def read_comparison(reply: str) -> int | None:
 def rewriting_question(question: str, response: str) -> str:
     """The same reasoning, readable, in the language of the question (R1 supplementary 2.3.2)."""
     return (
-        "Rewrite the response below so that a person can follow it: the language of the question, first person, "
-        "natural short paragraphs, no repetition. Keep every step of the reasoning and the final answer as they are; add "
-        "no new claims. Keep exactly this layout: <think>reasoning</think><answer>final answer</answer>. Reply with the "
-        f"rewritten response only.\n\nQuestion:\n{question}\n\nResponse:\n{response}\n"
+        "Rewrite the response below so that a person can follow it: the language of the question, first person, short "
+        "paragraphs, no repetition. Keep every step of the reasoning and the final answer as they are; add no new "
+        "claims. Keep exactly this layout: <think>reasoning</think><answer>final answer</answer>. "
+        f"Reply with the rewritten response only.\n\nQuestion:\n{question}\n\nResponse:\n{response}\n"
     )
 
 

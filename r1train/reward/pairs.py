@@ -1,4 +1,4 @@
-"""Preference pairs from samples: which of two responses is better, by a served judge or by a rule (R1 section 2.2.2)."""
+"""Preference pairs from samples: which of two responses is better, by a judge or by a rule (R1 section 2.2.2)."""
 
 import random
 from collections import Counter

@@ -55,11 +55,13 @@ def score_samples(model: R1Model, samples: list[Sample], packing: Packing) -> li
     batches = [
         batch.to(packing.device) for batch in packed_micro_batches(rows, seq_length=packing.seq_length, pad_id=pad_id)
     ]
+    if not batches:  # no rank has a sample
+        return []
     was_training = model.training
     model.eval()
     outputs = forward_only(model, batches, ScoreObjective(value_head(model), "pointwise"))
     model.train(was_training)
-    found = {}
+    found: dict[int, float] = {}
     for one, values, batch in zip(bins, outputs, batches, strict=False):
         found |= dict(zip(one, values[0, score_positions(batch)].tolist(), strict=True))
     scores = [found.get(item, 0.0) for item in range(len(samples))]
@@ -79,10 +81,10 @@ def _from_last_stage(scores: list[float]) -> list[float]:
 class Preference:
     """One frozen reward model of the policy's architecture."""
 
-    def __init__(self, cfg: RunConfig, which: PreferenceConfig, tokenizer: Tokenizer, device: Device):
-        """Raises CheckpointError for a checkpoint without a head or of another model."""
+    def __init__(self, cfg: RunConfig, which: PreferenceConfig, packing: Packing, device: Device):
+        """cfg: of the run, whose model it is. Raises CheckpointError for a checkpoint without a head or of another."""
         self.cfg = which
-        self._packing = Packing(tokenizer, cfg.stage.seq_length, device.torch_device)
+        self._packing = packing
         self._model = build_model(cfg, device)
         add_value_head(self._model)
         load_module(self._model, latest_checkpoint(Path(which.checkpoint)))
@@ -90,8 +92,10 @@ class Preference:
         self._sleep()
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
-        """The model's score of each response, squashed as the config says; None for prompts of other tasks. Collective."""
-        asked = [place for place, (prompt, _) in enumerate(pairs) if self.cfg.tasks == () or prompt.task in self.cfg.tasks]
+        """The score of each response, squashed as the config says; None for prompts of other tasks. Collective."""
+        asked = [
+            place for place, (prompt, _) in enumerate(pairs) if self.cfg.tasks == () or prompt.task in self.cfg.tasks
+        ]
         samples = [self._sample(place, *pairs[place]) for place in asked]
         self._model.to(self._packing.device)
         values = score_samples(self._model, samples, self._packing)

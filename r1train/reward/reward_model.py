@@ -1,4 +1,4 @@
-"""What a reward model learns: Bradley-Terry on pairs, cross entropy on labels; scores stand at a response's last token."""
+"""What a reward model learns: Bradley-Terry on pairs, cross entropy on labels; it scores at the last token."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -7,7 +7,7 @@ from types import TracebackType
 from r1train.config.schema_rl import RewardConfig
 from r1train.data.prompts import Prompt
 from r1train.errors import ConfigError, Problem
-from r1train.reward.accuracy import CODE_TASKS, needs_process
+from r1train.reward.accuracy import CODE_TASKS, OPEN_TASKS, needs_process
 from r1train.reward.base import Score
 from r1train.reward.format import extract_answer, format_score
 from r1train.reward.grader import Grade, GradeItem, Grader
@@ -21,10 +21,14 @@ CODE_MARGIN_S = 60.0  # beyond total_s, for building the sandboxes of a sample o
 
 @dataclass(frozen=True)
 class _Pending:
-    """A submitted response. parts: those known without a grader; graded: whether its answer went to the graders."""
+    """A submitted response. parts: those known without a grader; graded: whether its answer went to the graders.
+
+    open: whether the task has no right answer, so that there is no accuracy.
+    """
 
     parts: dict[str, float]
     graded: bool
+    open: bool
 
 
 class Scorer:
@@ -56,8 +60,9 @@ class Scorer:
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """One Score per pair, in order: sum of weight * part, repetition subtracted (R1 sections 2.2 and 2.3.2).
 
-        parts: "accuracy" and "format" always (evaluation reads them whatever they weigh), "language" and "repetition"
-        where they weigh. A response without an answer has accuracy 0. Raises DataError for an unknown task.
+        parts: "format" always, "accuracy" but for OPEN_TASKS (evaluation reads them whatever they weigh), "language"
+        and "repetition" where they weigh. A response without an answer has accuracy 0. Raises DataError for an unknown
+        task.
         """
         for key, (prompt, response) in enumerate(pairs):
             self.submit(key, prompt, response)
@@ -73,9 +78,11 @@ class Scorer:
         if self.cfg.repetition != 0.0:
             parts["repetition"] = repetition(response, size=self.cfg.repetition_words)
         answer = extract_answer(response)
-        if answer is not None:
+        is_open = prompt.task in OPEN_TASKS
+        graded = answer is not None and not is_open
+        if answer is not None and graded:
             self._grader.submit(self._item(prompt, answer))
-        self._pending[key] = _Pending(parts, answer is not None)
+        self._pending[key] = _Pending(parts, graded, is_open)
 
     def poll(self) -> None:
         """Keeps the graders busy; takes no time when nothing has happened. Raises as score()."""
@@ -87,7 +94,7 @@ class Scorer:
         grades = iter(self._grader.collect())
         no_answer = Grade(0.0, None)
         return {
-            key: self._combine(pending.parts, next(grades) if pending.graded else no_answer)
+            key: self._combine(pending, next(grades) if pending.graded else no_answer)
             for key, pending in everything.items()
         }
 
@@ -103,10 +110,10 @@ class Scorer:
     ) -> None:
         self.close()
 
-    def _combine(self, parts: dict[str, float], verdict: Grade) -> Score:
+    def _combine(self, pending: _Pending, verdict: Grade) -> Score:
         if verdict.correct is None:
-            return Score(float("nan"), parts, verdict.error)
-        parts = {**parts, "accuracy": verdict.correct}
+            return Score(float("nan"), pending.parts, verdict.error)
+        parts = pending.parts if pending.open else {**pending.parts, "accuracy": verdict.correct}
         weights = {
             "accuracy": self.cfg.accuracy,
             "format": self.cfg.format,

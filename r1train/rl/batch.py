@@ -1,7 +1,6 @@
 """Groups with rewards -> packed micro-batches with everything the RL loss needs at each token."""
 
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -53,10 +52,14 @@ def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: Overl
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """Micro-batches of this rank, and the counts over all ranks that their weights were made with."""
+    """Micro-batches of this rank, and the counts over all ranks that their weights were made with.
+
+    gauges: what is known of them before the update (engine against trainer).
+    """
 
     batches: list[MicroBatch]
     counts: GlobalCounts
+    gauges: dict[str, float] = field(default_factory=dict)
 
 
 EXTRAS = ("advantages", "engine_logprobs", "weights")
@@ -87,7 +90,9 @@ def with_routes(
         return batches
     seq_length = batches[0].tokens.shape[1]
     made = []
-    for batch, items in zip_longest(batches, _bins(samples, seq_length), fillvalue=[]):
+    bins = _bins(samples, seq_length)
+    # Ranks with fewer rows than the fullest have rows of padding behind their own.
+    for batch, items in zip(batches, [*bins, *[[]] * (len(batches) - len(bins))], strict=True):
         routes = torch.full((seq_length, *shape), UNKNOWN, dtype=torch.int16)
         start = 0
         for sample in (samples[item] for item in items):

@@ -19,3 +19,11 @@ def gather_objects(local: Any) -> list[Any]:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast_object_list(parts, src=last, group=stages)
     return parts
+
+
+def common_places(places: set[int]) -> set[int]:
+    """The places that every pipeline stage of this data-parallel rank brings: stages sample together. Collective."""
+    stages = parallel_state.get_pipeline_model_parallel_group()
+    parts: list[Any] = [None] * stages.size()
+    torch.distributed.all_gather_object(parts, places, group=stages)
+    return set.intersection(*parts)

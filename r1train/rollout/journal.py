@@ -12,10 +12,10 @@ from r1train.rollout.types import Group, group_from_row, group_to_row
 
 
 class Journal:
-    """One rank's groups of one rollout, appended as they finish. Use as a context manager, or call close().
+    """One rank's groups of one rollout, appended as they finish; remove() it when the rollout is complete.
 
-    The first line says what they were sampled with: parameters, policy version and weights. A file that was written with
-    anything else is replaced, so what is found is what this rank would sample.
+    The first line says what they were sampled with: parameters, policy version and weights. A file that was written
+    with anything else is replaced, so what is found is what this rank would sample.
     """
 
     def __init__(self, path: Path, params: SamplingParams, *, policy_version: int, weights: Sums):
@@ -45,12 +45,9 @@ class Journal:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
-
     def remove(self) -> None:
         """The rollout is complete and stored elsewhere."""
-        self.close()
+        self._file.close()
         self._path.unlink()
 
 

@@ -197,7 +197,8 @@ class NativeEngine:
         live.take(pipeline.from_last(tokens), pipeline.from_last(logprobs), eos_id=self._tokenizer.eos_id)
 
     def _sample(self, live: LiveRows, row: int, length: int, job: Job, *, version: int) -> Sample:
-        tokens = live.tokens[row, :length].cpu().numpy()
+        # Copies: on the CPU these would be views of rows that are refilled.
+        tokens = live.tokens[row, :length].cpu().numpy().copy()
         ended = tokens[-1] == self._tokenizer.eos_id
         routes = live.cache.routes
         # The last token is drawn, not computed: it has no experts.
@@ -206,7 +207,7 @@ class NativeEngine:
             prompt_id=job.prompt.id,
             index=job.index,
             tokens=tokens,
-            logprobs=live.logprobs[row, :length].cpu().numpy(),
+            logprobs=live.logprobs[row, :length].cpu().numpy().copy(),
             finish="eos" if ended else "length",
             policy_version=version,
             text=self._tokenizer.decode(tokens[: length - int(ended)].tolist()),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from r1train.config.schema import RunConfig
 from r1train.data.files import write_rows
+from r1train.dist.init import is_rank0
 from r1train.errors import DataError
 from r1train.log.result import StageResult
 from r1train.reward.pairs import (
@@ -29,6 +30,8 @@ def run(cfg: RunConfig) -> StageResult:
     Raises DataError when no pair is left; JudgeFailed, and what the judge has said then is kept.
     """
     started, stage = time.monotonic(), cfg.stage
+    if not is_rank0():  # a launcher may start one process per GPU
+        return StageResult(id=cfg.step, title=cfg.step, stage=stage.name, seconds=0.0)
     samples = read_samples(Path(stage.samples_from))
     pairs = [pair for found in samples.values() for pair in pairs_of_prompt(found, stage, seed=cfg.seed)]
     outcomes: dict[str, int] = {}

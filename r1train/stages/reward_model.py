@@ -1,4 +1,4 @@
-"""Reward model: preference pairs or labelled responses and a checkpoint -> a model with a scalar head, and its accuracy.
+"""Reward model: preference pairs or labelled responses and a checkpoint -> a model with a scalar head.
 
 The held-out examples are scored at the end: <run>/eval/reward_model.json.
 """
@@ -30,7 +30,7 @@ REPORT = "reward_model.json"
 
 
 def run(cfg: RunConfig) -> StageResult:
-    """Train to stage.steps, then score the held-out examples. What the metrics count as tokens are pairs or responses."""
+    """Train to stage.steps, then score the held-out examples. metrics.jsonl counts pairs or responses as tokens."""
     with session(cfg) as job:
         stage = cfg.stage
         examples = read_preferences(

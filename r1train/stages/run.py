@@ -6,16 +6,20 @@ from r1train.config.load import dump_resolved
 from r1train.config.schema import RunConfig
 from r1train.dist.init import is_rank0, launch_rank, select_device
 from r1train.log.lock import hold
+from r1train.log.manifest import write_manifest
 from r1train.log.result import StageResult, read_result, write_result
+from r1train.stages.lineage import begin_manifest, finish_manifest
+from r1train.stages.stale import check_run
 
 # A killed process with much memory takes seconds to be gone.
 WAIT_S = 30.0
 
 
-def run_stage(cfg: RunConfig) -> None:
+def run_stage(cfg: RunConfig, *, keep_stale: bool = False) -> None:
     """Run, or continue, the stage; a run folder that already holds its result is left alone.
 
-    Raises RunInUse when the same rank of another attempt is still running in this run folder.
+    keep_stale: continue even where the stage began with another config or other inputs; else StaleRun says what
+    differs. Raises RunInUse when the same rank of another attempt is still running in this run folder.
     """
     if read_result(cfg.run_dir) is not None:
         return
@@ -23,9 +27,14 @@ def run_stage(cfg: RunConfig) -> None:
         select_device(cfg.cluster)
         stage = stage_function(cfg.stage.name)
         if is_rank0():
+            if not keep_stale:
+                check_run(cfg)
             dump_resolved(cfg, cfg.run_dir)
+            manifest = begin_manifest(cfg)
+            write_manifest(cfg.run_dir, manifest)
         result = stage(cfg)
         if is_rank0():
+            write_manifest(cfg.run_dir, finish_manifest(cfg, manifest, result))
             write_result(cfg.run_dir, result)
 
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-import torch
-
+from r1train.config.schema import GrpoStage
 from r1train.eval.generate import Target, evaluate
 from r1train.log.result import EvalSummary
+from r1train.model.gpt import R1Model
+from r1train.rollout.engine import Engine
 from r1train.rollout.native import NativeEngine
+from r1train.rollout.vllm import VllmEngine
 from r1train.stages.session import Session
 from r1train.train.checkpoint import latest_checkpoint, load_weights, resume
 from r1train.train.setup import Trainer, build_trainer
@@ -21,16 +23,23 @@ def open_trainer(job: Session) -> Trainer:
     return trainer
 
 
-def build_engine(job: Session, module: torch.nn.Module) -> NativeEngine:
+def build_engine(job: Session, module: R1Model) -> Engine:
     """The generation engine on these weights."""
-    return NativeEngine(module, job.tokenizer, batch_size=job.cfg.rollout.batch_size)
+    cfg = job.cfg
+    record_routes = isinstance(cfg.stage, GrpoStage) and cfg.rl.record_routing
+    if cfg.rollout.engine == "vllm":
+        return VllmEngine(cfg, module, job.tokenizer, record_routes=record_routes)
+    return NativeEngine(module, job.tokenizer, batch_size=cfg.rollout.batch_size, record_routes=record_routes)
 
 
-def policy_evals(job: Session, trainer: Trainer) -> dict[str, EvalSummary]:
-    """Scores of the trained weights on the held-out problems, where the config asks for them."""
+def policy_evals(job: Session, trainer: Trainer, engine: Engine | None = None) -> dict[str, EvalSummary]:
+    """Scores of the trained weights on the held-out problems, where the config asks for them.
+
+    engine: one that is open already, None to build one.
+    """
     if not job.cfg.evaluate_after:
         return {}
-    engine = build_engine(job, trainer.module)
+    engine = engine or build_engine(job, trainer.module)
     step = trainer.state.step
     # Not reused: an attempt that trained on must not find the numbers of the one before it.
     target = Target(job.cfg.run_dir / "eval", f"{job.cfg.step}/step_{step:08d}", policy_version=step, reuse=False)

@@ -12,7 +12,7 @@ WORKER = Path(__file__).parent / "worker"
 sys.path.insert(0, str(WORKER))  # tests import assembly and tiny as the worker does
 PARTS = "parity,engine,checkpoints,dense,rl_gradient"
 # In this order: a layout may load the checkpoint of a layout before it.
-LAUNCHES = ((2, "pp2,ep2,vpp2,dp2,tp2"), (1, "single"), (4, "pp2_ep2,vpp2_overlap,tp2_ep2,tp2_pp2,ep4,pp4"))
+LAUNCHES = ((4, "pp2_ep2,vpp2_overlap,ep4,tp2_ep2,tp2_pp2,pp4"), (1, "single"), (2, "pp2,ep2,vpp2,tp2,dp2"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +31,6 @@ def results(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., st
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
             for processes, layouts in LAUNCHES:
-                torchrun(WORKER / "main.py", processes, folder, PARTS, layouts)
+                torchrun(WORKER / "main.py", processes, folder, PARTS, layouts, timeout_s=420)
             (folder / "done").touch()
     return folder

@@ -126,11 +126,11 @@ def under_hf_names(tensors: dict[str, torch.Tensor], model: AnyModel) -> dict[st
 
 def make_mtp_folder(folder: Path) -> None:
     """The model of the other multi-process tests, which has an MTP layer: transformers cannot make one."""
-    generator = torch.Generator().manual_seed(1)
-    weights = {
-        tensor.name: torch.randn(tensor.shape, generator=generator)
-        for tensor in hf_tensors(entries(MODEL), torch.float32)
-    }
+    generator = torch.Generator().manual_seed(2)  # every expert gets tokens of the test's windows, so a gradient
+    weights = {}
+    for name, shape in ((tensor.name, tensor.shape) for tensor in hf_tensors(entries(MODEL), torch.float32)):
+        noise = torch.randn(shape, generator=generator)
+        weights[name] = 1.0 + 0.2 * noise if "norm" in name else 0.15 * noise
     weights["model.layers.3.embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
     weights["model.layers.3.shared_head.head.weight"] = weights["lm_head.weight"].clone()
     folder.mkdir(parents=True)
@@ -159,18 +159,19 @@ def test_imported_model_has_transformers_logits(folder: Path, expected: dict, la
 
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_imported_model_has_transformers_gradients(folder: Path, expected: dict, layout: str, name: str):
-    """One step's gradient of every parameter, relative to the largest entry of each tensor."""
+    """One step's gradient of every parameter, relative to the largest entry of each tensor: 5e-6 where measured."""
     ranks = [rank[name] for rank in load_ranks(folder, "conversion", layout)]
     wanted = expected[name]
     assert [rank["loss"] for rank in ranks] == pytest.approx([wanted["loss"]] * len(ranks), rel=1e-5)
     whole = assemble([rank["gradients"] for rank in ranks], tolerance=1e-4)
     found = under_hf_names(whole, model_of_run(folder / name / "run"))
     assert found.keys() == wanted["gradients"].keys()
+    assert all(gradient.abs().max() > 0 for gradient in wanted["gradients"].values())
     worst = {
         key: float((found[key] - gradient).abs().max() / gradient.abs().max())
         for key, gradient in wanted["gradients"].items()
     }
-    assert {key: error for key, error in worst.items() if not error <= 1e-3} == {}
+    assert {key: error for key, error in worst.items() if not error <= 1e-4} == {}
 
 
 def test_mtp_loss_is_that_of_the_report(folder: Path, expected: dict):

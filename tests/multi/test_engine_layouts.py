@@ -44,6 +44,23 @@ def test_logprobs_are_those_of_the_training_forward(results: Path, layout: str):
             torch.testing.assert_close(engine, logprobs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("batch_size", (32, 3))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_stage_knows_the_experts_of_its_own_layers(results: Path, layout: str, batch_size: int):
+    whole = load_ranks(results, "engine", "single")[0]["routes"]["every_other", 32]
+    seen = set()
+    for rank in load_ranks(results, "engine", layout):
+        mine = slice(rank["pp_rank"], rank["pp_rank"] + 1) if "pp2" in layout else slice(0, 2)
+        for sample, routes in rank["routes"]["every_other", batch_size].items():
+            assert sorted_experts(routes) == sorted_experts(whole[sample][:, mine])
+            seen.add((rank["pp_rank"], sample))
+    assert len(seen) == (40 if "pp2" in layout else 20)
+
+
+def sorted_experts(routes: np.ndarray) -> list:
+    return np.sort(routes, axis=-1).tolist()
+
+
 def test_samples_end_at_eos_or_at_the_budget(results: Path):
     found = samples(results, "single", "every_other", 32)
     for sample in found:

@@ -6,7 +6,7 @@ import pytest
 from assembly import assemble, load_ranks
 
 TOLERANCE = 1e-5  # relative to the largest entry of each tensor
-ALGORITHMS = ("grpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo")
+ALGORITHMS = ("grpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "replay")
 LAYOUTS = ("dp2", "ep2", "pp2", "tp2", "pp2_ep2")
 
 
@@ -37,6 +37,15 @@ def test_layouts(results: Path, layout: str, algorithm: str):
 def test_packing_and_micro_batches(results: Path, packing: str, algorithm: str):
     single = load_ranks(results, "rl_gradient", "single")[0]
     assert_same([single[algorithm, packing]], single[algorithm, "rows"])
+
+
+@pytest.mark.parametrize("layout", ("single", *LAYOUTS))
+def test_replayed_experts_are_used(results: Path, layout: str):
+    """99 response and 7 x 4 prompt tokens, less the 7 last ones, in 2 expert layers; most are nobody's own choice."""
+    for rank in load_ranks(results, "rl_gradient", layout):
+        gauges = rank["replay", "rows"]["gauges"]
+        assert (gauges["replayed_share/update"], gauges["pairs"]) == (1.0, 240)
+        assert gauges["flipped"] > 150
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -59,7 +59,7 @@ MODELS = {
         "deepseek_v2",
         {**_MLA, "n_routed_experts": 16, "num_experts_per_tok": 4, "first_k_dense_replace": 1, "n_shared_experts": 2}
         | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
-        None,
+        {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
     ),
     "v2_low_rank": (
         "deepseek_v2",

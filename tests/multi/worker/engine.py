@@ -58,11 +58,15 @@ def run(layout: str, device: Device, out: Path) -> dict:
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     everything = prompts()
     spread = {"first_rank_all": everything if dp_rank == 0 else [], "every_other": everything[dp_rank::dp_size]}
-    result: dict = {"generated": {}}
+    result: dict = {"generated": {}, "routes": {}, "pp_rank": parallel_state.get_pipeline_model_parallel_rank()}
     for name, mine in spread.items():
         for batch_size in (32, 3):
-            groups = NativeEngine(model, Tokens(), batch_size=batch_size).generate(mine, PARAMS, policy_version=9)
+            engine = NativeEngine(model, Tokens(), batch_size=batch_size, record_routes=True)
+            groups = engine.generate(mine, PARAMS, policy_version=9)
             assert [group.prompt.id for group in groups] == [prompt.id for prompt in mine]
             result["generated"][name, batch_size] = gathered(groups)
+            result["routes"][name, batch_size] = {
+                (sample.prompt_id, sample.index): sample.routes for group in groups for sample in group.samples
+            }
     result["forward"] = forward_logprobs(model, result["generated"]["every_other", 32])
     return result

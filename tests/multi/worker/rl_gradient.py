@@ -14,9 +14,10 @@ from tiny import MODEL, config, set_expert_bias
 
 from r1train.config.schema_rl import CorrectionConfig, RlConfig
 from r1train.dist.init import Device
-from r1train.rl.batch import TrainSample, pack_samples, with_extra
+from r1train.rl.batch import TrainSample, pack_samples, with_extra, with_routes
 from r1train.rl.mismatch import logprob_gap
 from r1train.rl.objective import GrpoObjective, LogprobObjective
+from r1train.rl.routing import replay_gauge, route_shape, update_pass
 from r1train.train.forward import forward_backward, forward_only
 from r1train.train.setup import build_trainer
 from r1train.train.step import reduce_logs
@@ -49,9 +50,21 @@ ALGORITHMS = {
     "gspo": replace(BASE, policy_loss="gspo", clip_low=0.002, clip_high=0.002, correction=TIS),
     "gspo_token": replace(BASE, policy_loss="gspo-token", clip_low=0.002, clip_high=0.002, kl_estimator="k2"),
     "cispo": replace(BASE, policy_loss="cispo", aggregation="token-mean", correction=TIS),
+    "replay": replace(BASE, routing_replay="engine"),
 }
 # Rows of how many tokens, and whether the samples come in reverse.
 PACKINGS = {"rows": (64, False), "long_rows": (128, True), "one_each": (36, True)}
+
+
+def routes(sample: int, tokens: int) -> np.ndarray:
+    """Experts that no router would choose, of this pipeline stage's layers: [tokens, layers, 2]."""
+    generator = np.random.default_rng(100 + sample)
+    first = generator.integers(0, MODEL.num_experts, (tokens, 2))
+    second = (first + generator.integers(1, MODEL.num_experts, (tokens, 2))) % MODEL.num_experts
+    both = np.stack([first, second], axis=-1).astype(np.uint8)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    whole = parallel_state.get_pipeline_model_parallel_world_size() == 1
+    return both if whole else both[:, stage : stage + 1]
 
 
 def samples() -> list[TrainSample]:
@@ -63,6 +76,7 @@ def samples() -> list[TrainSample]:
             response=generator.integers(3, MODEL.vocab_size, length),
             advantage=[1.2, -0.8, 0.5][index % 3],
             engine_logprobs=np.zeros(length, dtype=np.float32),
+            routes=routes(index, 4 + length - 1),
         )
         for index, length in enumerate(LENGTHS)
     ]
@@ -89,13 +103,18 @@ def step(trainer, device: Device, rl: RlConfig, packing: str) -> dict:
     for chunk in trainer.chunks:
         chunk.zero_grad_buffer()
         chunk.train()
-    batches = with_extra(
-        packed.batches, "policy", forward_only(trainer.chunks, packed.batches, LogprobObjective(TEMPERATURE))
-    )
-    batches = off_policy(batches, device)
-    objective = GrpoObjective(rl, TEMPERATURE, num_tokens=packed.counts.tokens)
+    batches = packed.batches
+    if rl.routing_replay != "none":
+        batches = with_routes(batches, mine, shape=route_shape(trainer.module, rl))
+    objective = LogprobObjective(TEMPERATURE, routing=update_pass(trainer.module, rl))
+    batches = off_policy(with_extra(batches, "policy", forward_only(trainer.chunks, batches, objective)), device)
+    routing = update_pass(trainer.module, rl)
+    objective = GrpoObjective(rl, TEMPERATURE, num_tokens=packed.counts.tokens, routing=routing)
     logs, num_tokens = reduce_logs(forward_backward(trainer.chunks, batches, objective), device.torch_device)
     gauges = {**logs, **objective.ratio_quantiles(), **logprob_gap(batches)}
+    if routing is not None:
+        counts = routing.counts()
+        gauges |= {**replay_gauge(counts, "update"), "pairs": counts.expected, "flipped": counts.flipped}
     return {"num_tokens": num_tokens, "gauges": gauges, "gradients": gradient_shards(trainer.chunks)}
 
 

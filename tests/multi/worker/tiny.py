@@ -61,7 +61,16 @@ LAYOUTS = {
     ),
 }
 # Which layout's third checkpoint a layout loads, in the order in which the layouts run.
-SOURCES = {"pp2": None, "ep2": "pp2", "vpp2": "ep2", "single": "vpp2", "pp2_ep2": "single", "vpp2_overlap": "pp2_ep2"}
+SOURCES = {
+    "pp2_ep2": None,
+    "vpp2_overlap": "pp2_ep2",
+    "ep4": "pp2_ep2",
+    "single": "pp2_ep2",
+    "pp2": "single",
+    "ep2": "pp2",
+    "vpp2": "ep2",
+    "tp2": "pp2_ep2",
+}
 CHECKPOINT_STEP = "step_00000003"
 OPTIM = OptimConfig(
     name="adamw", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_grad=1.0, precision="fp32", distributed=True

@@ -198,7 +198,6 @@ CASES = [
         "native engine",
     ),
     ("group_has_two_samples", GRPO, ["stage.samples_per_prompt=1"], "stage.samples_per_prompt", "needs two"),
-    ("keeps_no_more_than_sampled", REJECT, ["stage.keep_per_prompt=5"], "stage.keep_per_prompt", "the 4 samples"),
     ("clip_and_kl_not_negative", GRPO, ["rl.kl_coef=-0.1"], "rl.kl_coef", "below 0"),
     ("kl_estimator_has_a_gradient", GRPO, ["rl.kl_estimator=k1"], "rl.kl_estimator", "whose mean is zero"),
     (

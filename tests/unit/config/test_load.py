@@ -131,7 +131,8 @@ def test_unknown_options_of_several_groups_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         load_config(["stage=grop", "experiment=tny"])
     fixes = [problem.fix for problem in caught.value.problems]
-    assert fixes[0] == "did you mean stage=grpo? Known: evaluate, grpo, prepare, pretrain, reject, sft"
+    known = "collect, distill, evaluate, grpo, pairs, prepare, pretrain, reject, reward_model, sft"
+    assert fixes[0] == f"did you mean stage=grpo? Known: {known}"
     assert fixes[1].startswith("did you mean experiment=tiny?")
 
 

@@ -74,6 +74,25 @@ def test_expert_biases_stay_fp32_in_bf16_runs(device):
     assert model.decoder.layers[1].mlp.router.expert_bias.dtype == torch.float32
 
 
+def test_buffers_stay_fp32_in_bf16_runs(device):
+    """Counts of tokens above 256, correction biases and rotary tables are not numbers that BF16 has."""
+    from tiny import OPTIM, YARN_MODEL, config
+
+    from r1train.model.build import build_model
+
+    model = build_model(config("single", model=YARN_MODEL, optim=replace(OPTIM, precision="bf16")), device)
+    kinds = {name.rsplit(".", 1)[-1] for name, _ in model.named_buffers()}
+    assert {"local_tokens_per_expert", "expert_bias", "cos_cached", "sin_cached"} <= kinds
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    gate = model.decoder.layers[1].mlp.router.train()
+    hidden = torch.randn(1200, 1, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    for part in hidden.split(1):  # one token at a time, as micro-batches add up
+        gate(part.bfloat16())
+    gate.keep_load()
+    assert gate.step_load.sum() == 2 * 1200
+    assert gate.step_load.max() > 256
+
+
 def test_moments_are_bf16_and_masters_fp32(monkeypatch):
     """V3 report section 3.3.1, as handed to Transformer Engine's FusedAdam on CUDA."""
     from types import SimpleNamespace

@@ -161,12 +161,16 @@ def test_limits_name_gauge_value_and_limit():
     ]
     assert beyond_limits({"entropy": float("nan")}, limits) == ["entropy = nan is below 0.2 (rl.stop_if.entropy_below)"]
     assert beyond_limits({"kl": 1e9}, StopIf()) == []
+    assert beyond_limits({"flipped_experts_share": 0.3}, StopIf(flipped_experts_share_above=0.25)) == [
+        "flipped_experts_share = 0.3 is above 0.25 (rl.stop_if.flipped_experts_share_above)"
+    ]
     assert GaugeStop.exit_code == 1
     assert set(vars(replace(limits))) == {
         "logprob_gap_mean_above",
         "logprob_gap_max_above",
         "logprob_gap_k3_above",
         "truncated_share_above",
+        "flipped_experts_share_above",
         "entropy_below",
         "kl_above",
     }

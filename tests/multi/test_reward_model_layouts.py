@@ -1,0 +1,47 @@
+"""A reward model's scores, loss and gradients are the same in every layout."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from assembly import assemble, load_ranks
+
+WORKER = Path(__file__).parent / "worker"
+LAYOUTS = ("dp2", "ep2", "pp2", "tp2")
+TOLERANCE = 1e-5  # relative to the largest entry of each tensor
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
+    folder = tmp_path_factory.mktemp("reward_model")
+    torchrun(WORKER / "main.py", 1, folder, "reward_model", "single")
+    torchrun(WORKER / "main.py", 2, folder, "reward_model", ",".join(LAYOUTS))
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(scored: Path, layout: str):
+    (single,) = load_ranks(scored, "reward_model", "single")
+    ranks = load_ranks(scored, "reward_model", layout)
+    scores: dict[str, float] = {}
+    for rank in ranks:
+        assert rank["pairs"] == 5
+        assert rank["logs"] == pytest.approx(single["logs"], rel=1e-5, abs=1e-6)
+        scores |= rank["scores"]
+    assert scores == pytest.approx(single["scores"], abs=1e-5) and len(set(scores.values())) == 10
+    whole = assemble([single["gradients"]])
+    gradients = assemble([rank["gradients"] for rank in ranks], tolerance=TOLERANCE)
+    assert gradients.keys() == whole.keys() and "value_head.weight" in whole
+    worst = {
+        key: float((gradients[key] - whole[key]).abs().max() / whole[key].abs().max().clamp(min=1e-12)) for key in whole
+    }
+    assert {key: error for key, error in worst.items() if not error <= TOLERANCE} == {}
+
+
+def test_the_comparison_shows_something(scored: Path):
+    (single,) = load_ranks(scored, "reward_model", "single")
+    assert 0 < single["logs"]["pair_accuracy"] < 1
+    whole = assemble([single["gradients"]])
+    assert whole["value_head.weight"].abs().max() > 0 and whole["embedding.word_embeddings.weight"].abs().max() > 0
+    # Neither the language model's head nor MTP has a part in a score.
+    assert whole["output_layer.weight"].abs().max() == 0

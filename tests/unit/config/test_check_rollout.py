@@ -1,0 +1,74 @@
+"""Every rule of config/check_rollout.py reports a config that breaks it, and lets a good one pass."""
+
+import pytest
+
+from r1train.config import check_rollout
+
+GRPO = ("stage=grpo", "stage.init_from=somewhere")
+CUDA = ("cluster=one_gpu", "parallel=single", "optim=adamw_bf16")
+DENSE = ("model=smollm2_135m",)
+CASES = [
+    ("vllm_can_serve", [*GRPO, "rollout.engine=vllm"], "rollout.engine", "vLLM needs a GPU"),
+    (
+        "vllm_can_serve",
+        [*GRPO, *CUDA, "rollout.engine=vllm", "optim.precision=fp8_blockwise"],
+        "rollout.engine",
+        "pushed to vLLM in BF16",
+    ),
+    ("vllm_can_serve", [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.top_p=0.9"], "rollout.top_p", "after top-p"),
+    (
+        "vllm_can_serve",
+        [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.gpu_memory_share=1.5"],
+        "rollout.gpu_memory_share",
+        "not a share",
+    ),
+    ("graphs_are_vllms", [*GRPO, *CUDA, "rollout.cuda_graphs=true"], "rollout.cuda_graphs", "no graph can hold"),
+    ("routing_can_be_replayed", [*GRPO, *DENSE, "rl.routing_replay=old"], "rl.routing_replay", "no experts"),
+    (
+        "routing_can_be_replayed",
+        [*GRPO, "rl.routing_replay=engine", "rl.record_routing=false"],
+        "rl.routing_replay",
+        "not recorded",
+    ),
+    (
+        "routing_can_be_replayed",
+        [*GRPO, *CUDA, "rl.routing_replay=engine", "parallel.overlap_expert_all_to_all=true"],
+        "rl.routing_replay",
+        "two micro-batches at once",
+    ),
+    ("routing_can_be_replayed", [*GRPO, "rl.replay_reference=true"], "rl.replay_reference", "nothing to replay"),
+    (
+        "routing_can_be_replayed",
+        [*GRPO, "rl.routing_replay=engine", "rl.replay_reference=true", "rl.kl_coef=0.0"],
+        "rl.replay_reference",
+        "no reference policy",
+    ),
+    (
+        "routing_can_be_replayed",
+        [*GRPO, "rl.record_routing=false", "rl.stop_if.flipped_experts_share_above=0.1"],
+        "rl.stop_if.flipped_experts_share_above",
+        "flips are not known",
+    ),
+]
+GOOD = [
+    [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=true"],
+    [*GRPO, "rl.routing_replay=engine", "rl.replay_reference=true", "rl.stop_if.flipped_experts_share_above=0.2"],
+    [*GRPO, "rl.routing_replay=old", "rl.record_routing=false"],
+    [*GRPO, *DENSE, "parallel=single", "cluster.processes_per_node=1"],
+]
+
+
+@pytest.mark.parametrize(("overrides", "key", "message"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_rule_reports(problems, overrides, key, message):
+    found = problems(*overrides)
+    assert message in found[key].what
+    assert found[key].fix
+
+
+def test_every_rule_has_a_case():
+    assert {rule.__name__ for rule in check_rollout.RULES} == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize("overrides", GOOD)
+def test_good_combinations_pass(problems, overrides):
+    assert problems(*overrides) == {}

@@ -1,0 +1,65 @@
+"""What joins RL late: the update it begins with, weights, tasks without a verifier."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from r1train.config.load import load_config
+from r1train.config.schema_reward import PreferenceConfig
+from r1train.data.prompts import Prompt
+from r1train.reward.base import Score
+from r1train.reward.preference import with_preferences
+from r1train.reward.score import Scorer
+from r1train.rl.late import late_prompts_count
+
+HELPFUL = PreferenceConfig(
+    name="helpful", checkpoint="x", weight=0.5, scored="summary", from_step=3, tasks=("general",)
+)
+PAIRS = [
+    (Prompt(str(n), task, "?", "-", {}, (0,)), f"response {n}") for n, task in enumerate(["general", "math", "general"])
+]
+
+
+class Known:
+    """Stands in for a reward model: knows its scores."""
+
+    def __init__(self, cfg: PreferenceConfig, values: list[float | None]):
+        self.cfg, self.values, self.asked = cfg, values, 0
+
+    def score(self, pairs) -> list[float | None]:
+        assert pairs == PAIRS
+        self.asked += 1
+        return self.values
+
+
+def test_weighted_from_its_step_on():
+    scores = [Score(1.0, {"format": 1.0}, None), Score(2.0, {"accuracy": 1.0}, None), Score(math.nan, {}, "crash")]
+    helpful = Known(HELPFUL, [4.0, None, 2.0])
+    safety = Known(replace(HELPFUL, name="safety", weight=1.0, from_step=1), [-1.0, None, 0.0])
+    before = with_preferences(scores, PAIRS, [helpful, safety], step=2)
+    assert (helpful.asked, safety.asked, before[0].value) == (0, 1, 0.0)
+    after = with_preferences(scores, PAIRS, [helpful, safety], step=3)
+    assert after[0] == Score(2.0, {"format": 1.0, "preference/helpful": 4.0, "preference/safety": -1.0}, None)
+    assert after[1] is scores[1]
+    assert math.isnan(after[2].value) and after[2].error == "crash"
+
+
+def test_late_prompts_begin_with_their_update():
+    overrides = ["experiment=tiny", "stage=grpo", "stage.init_from=x"]
+    cfg = load_config(overrides, check_files=False)
+    assert not late_prompts_count(cfg, 12)
+    late = "stage.late_prompts={prompts: general.jsonl, share: 0.5, from_step: 7}"
+    cfg = load_config([*overrides, late], check_files=False)
+    assert [late_prompts_count(cfg, step) for step in (1, 6, 7, 12)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("response", ["<think>so</think><answer>a poem</answer>", "no format at all"])
+def test_open_task_has_no_accuracy(response):
+    cfg = load_config(["experiment=tiny"], check_files=False).reward
+    prompt = Prompt("g", "general", "Write a poem about the sea for me, please.", "-", {}, (0,))
+    with Scorer(replace(cfg, language=0.0)) as scorer:
+        scorer.check_tasks({"general"})
+        (score,) = scorer.score([(prompt, response)])
+    assert score.error is None and set(score.parts) == {"format"}
+    assert score.value == score.parts["format"] == float(response.startswith("<think>"))

@@ -1,0 +1,139 @@
+"""From stored samples to the SFT set: caps, judge, rewriting, copies, review, mixing, provenance, and the report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r1train.config.load import load_config
+from r1train.data.prompts import Prompt
+from r1train.errors import DataError
+from r1train.reward.base import Score
+from r1train.reward.candidate import Candidate, prompt_to_row
+from r1train.rollout.engine import SamplingParams
+from r1train.stages import curate
+from r1train.stages.sampling import Asked
+
+PARTS = {"format": 1.0, "accuracy": 1.0, "language": 1.0}
+PARAMS = SamplingParams(samples_per_prompt=3, temperature=1.0, top_p=1.0, max_response_tokens=40, seed=5, name="reject")
+JUDGE = "{url: 'http://127.0.0.1:1/v1', model: m}"
+
+
+def candidate(prompt: str, index: int, thinking: str, **changes) -> Candidate:
+    values = {"tokens": 10 + index, "truncated": False, "policy_version": 12, "score": Score(3.0, PARTS, None)}
+    text = f"<think>{thinking}</think><answer>7</answer>"
+    return Candidate(prompt_id=prompt, task="t", question=f"{prompt}?", index=index, text=text, **{**values, **changes})
+
+
+WRONG = Score(2.0, {**PARTS, "accuracy": 0.0}, None)
+SAMPLES = [
+    [candidate("a", 0, "one two"), candidate("a", 1, "one two"), candidate("a", 2, "short")],
+    [candidate("b", 0, "x", score=WRONG), candidate("b", 1, "y", truncated=True), candidate("b", 2, "one  two")],
+    [candidate("c", 0, "z", score=WRONG), candidate("c", 1, "z", score=WRONG), candidate("c", 2, "z", score=WRONG)],
+]
+
+
+def run(tmp_path: Path, *overrides: str) -> tuple[list[dict], dict]:
+    cfg = load_config(
+        ["experiment=tiny", "stage=reject", "stage.init_from=x", f"root={tmp_path}", *overrides], check_files=False
+    )
+    path = cfg.run_dir / "samples" / "from_00000000.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [prompt_to_row(place, samples) for place, samples in enumerate(SAMPLES)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = [Prompt(name, "t", f"{name}?", "7", {}, (0,)) for name in "abc"]
+    curate.write_set(cfg, Asked(prompts, Path("runs/rl1/checkpoints/step_00000012"), PARAMS))
+    written = [json.loads(line) for line in (cfg.run_dir / "sft.jsonl").read_text().splitlines()]
+    return written, json.loads((cfg.run_dir / "report.json").read_text())
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, replies: dict[str, str]) -> None:
+    """Candidate id -> reply of the served model; the others stay without an answer."""
+
+    def ask_all(_client, questions, read, *, store):
+        values = {key: read(key, replies[key]) for key in questions if key in replies}
+        values = {key: value for key, value in values.items() if value is not None}
+        return values, {"ok": len(values), "time-out": len(questions) - len(values)}
+
+    monkeypatch.setattr(curate, "ask_all", ask_all)
+
+
+def test_rows_and_report(tmp_path):
+    rows, report = run(tmp_path)
+    assert [row["id"] for row in rows] == ["a/0", "a/2", "b/2"]
+    assert rows[1]["provenance"] == {
+        "checkpoint": "runs/rl1/checkpoints/step_00000012",
+        "policy_version": 12,
+        "sample": 2,
+        "seed": 5,
+        "temperature": 1.0,
+        "score": 3.0,
+        "tokens": 12,
+        "rewritten": False,
+    }
+    assert (rows[1]["prompt_id"], rows[1]["prompt"], rows[1]["parts"]) == ("a", "a?", PARTS)
+    assert report == {
+        "prompts": 3,
+        "sampled": 9,
+        "removed": {"duplicate": 1, "wrong": 4, "truncated": 1},
+        "kept": 3,
+        "kept by task": {"t": 3},
+        "prompts without a kept sample": 1,
+        "written": 3,
+    }
+
+
+def test_cap_and_choice(tmp_path):
+    rows, report = run(tmp_path, "stage.keep_per_prompt=1", "stage.keep_by=longest")
+    assert [row["id"] for row in rows] == ["a/2", "b/2"] and report["removed"]["over keep_per_prompt"] == 1
+
+
+def test_near_copies_and_evaluation_sets(tmp_path):
+    rows, report = run(tmp_path, "stage.near_duplicate=1.0")
+    assert [row["id"] for row in rows] == ["a/0", "a/2"] and report["removed"]["near duplicate"] == 1
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": "b think one two think answer"}) + "\n")
+    rows, report = run(tmp_path, f"stage.decontaminate=[{tmp_path}/eval.jsonl]", "stage.decontaminate_words=5")
+    assert [row["id"] for row in rows] == ["a/2"] and report["removed"]["in an evaluation set"] == 2
+
+
+def test_judge(tmp_path, monkeypatch):
+    answers(monkeypatch, {"a/0": '{"verdict": "correct"}', "a/2": '{"verdict": "incorrect"}'})
+    rows, report = run(tmp_path, f"stage.judge={JUDGE}")
+    assert [row["id"] for row in rows] == ["a/0"]
+    assert (report["removed"]["judge: incorrect"], report["removed"]["judge: no verdict"]) == (1, 1)
+    assert report["judge"] == {"ok": 2, "time-out": 1}
+
+
+def test_rewriting(tmp_path, monkeypatch):
+    better = "<think>First one, then two.</think><answer>7</answer>"
+    answers(monkeypatch, {"a/0": better, "a/2": better.replace("7", "8")})
+    rows, report = run(tmp_path, f"stage.rewrite={JUDGE}")
+    assert [row["response"] for row in rows] == [better, SAMPLES[0][2].text, SAMPLES[1][2].text]
+    assert [row["provenance"]["rewritten"] for row in rows] == [True, False, False]
+    assert report["rewrite"] == {"ok": 1, "time-out": 2}
+
+
+def test_review_stops_and_continues(tmp_path):
+    with pytest.raises(DataError, match="3 of 3 rows are still pending"):
+        run(tmp_path, "stage.review=true")
+    path = tmp_path / "reject" / "review.jsonl"
+    assert not (path.parent / "sft.jsonl").exists()
+    path.write_text(path.read_text().replace("pending", "accept", 1).replace("pending", "reject"))
+    rows, report = run(tmp_path, "stage.review=true")
+    assert [row["id"] for row in rows] == ["a/0"] and report["review"] == {"accept": 1, "reject": 2}
+
+
+def test_mixing(tmp_path):
+    other = [{"id": f"o{number}", "prompt": "hi", "response": "hello"} for number in range(10)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    rows, report = run(tmp_path, f"stage.mix={tmp_path}/other.jsonl", "stage.mix_share=0.25")
+    assert len(rows) == 4 and rows[3]["id"].startswith("o")
+    assert (report["mixed in"], report["mixed share"], report["mix wanted"]) == (1, 0.25, 1)
+    (tmp_path / "other.jsonl").write_text(json.dumps({**other[0], "id": "a/0"}) + "\n")
+    with pytest.raises(DataError, match="1 ids occur more than once, for example .'a/0'."):
+        run(tmp_path, f"stage.mix={tmp_path}/other.jsonl")
+
+
+def test_nothing_left(tmp_path):
+    with pytest.raises(DataError, match="kept none of 9 samples .*'wrong': 4.*raise stage.num_prompts"):
+        run(tmp_path, "stage.filters.repetition=0.0", "stage.filters.repetition_words=1")
