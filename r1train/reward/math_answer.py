@@ -3,6 +3,7 @@
 import re
 
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Equality, Number, Symbol
 
 from r1train.reward.number import parse_number
 
@@ -33,11 +34,12 @@ def math_accuracy(answer: str, reference: str) -> float:
     value = target[0]
     if isinstance(value, str):  # math-verify could not read it as a formula and would compare the texts
         return 1.0 if value == gold[-1] else 0.0
-    if value.is_Equality and (isinstance(gold[0], str) or not gold[0].is_Equality):
-        if not value.lhs.is_Symbol:
+    # By class: matrices have no is_Equality and no is_Number.
+    if isinstance(value, Equality) and not isinstance(gold[0], Equality):
+        if not isinstance(value.lhs, Symbol):
             return 0.0
         value = value.rhs
-    if expected is not None and not value.is_Number:
+    if expected is not None and not isinstance(value, Number):
         return 0.0
     return 1.0 if verify(gold, target, timeout_seconds=None) else 0.0
 

@@ -1,8 +1,9 @@
 """Transformer Engine against the local modules, context parallelism and virtual stages, on GPUs in bf16.
 
 Tolerances: bf16 keeps 8 bits, so one rounding is 2^-8 = 0.4 %. Two ways through the same four blocks may differ by a
-few roundings, and a token whose expert flips by more: 1 % of the loss, 5 % of the gradient norm, a cosine of at least
-0.98 between the gradients of every tensor.
+few roundings, and a token whose expert flips by more: 1 % of the loss, 5 % of the gradient norm. Gradients of a tensor
+in bf16 have a cosine of 0.957 and more with each other (one H100, the router's weights are the lowest): 0.95 is asked
+for. Transformer Engine's have to be as near to fp32 as the local modules' bf16 is.
 """
 
 import sys
@@ -14,20 +15,20 @@ import torch
 
 WORKER = Path(__file__).parents[1] / "multi" / "worker"
 sys.path.insert(0, str(WORKER))
-LOSS, NORM, COSINE = 0.01, 0.05, 0.98
+LOSS, NORM, COSINE = 0.01, 0.05, 0.95
 CASES = ("full", "uneven", "packed")
 
 
 @pytest.fixture(scope="module")
 def one_gpu(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
-    """Results of one GPU with Transformer Engine, and with the local modules."""
+    """Results of one GPU with Transformer Engine, and with the local modules in bf16 and fp32."""
     folder = tmp_path_factory.mktemp("one_gpu")
-    torchrun(WORKER / "gpu_main.py", 1, folder, "single,single_local")
+    torchrun(WORKER / "gpu_main.py", 1, folder, "single,single_local,single_local_fp32")
     return folder
 
 
 def compare(folder: Path, reference: Path, layout: str, case: str, *, against: str = "single") -> None:
-    from assembly import assemble, load_ranks
+    from assembly import load_ranks
 
     expected = load_ranks(reference, "gpu_parity", against)[0][case]
     ranks = [rank[case] for rank in load_ranks(folder, "gpu_parity", layout)]
@@ -35,20 +36,41 @@ def compare(folder: Path, reference: Path, layout: str, case: str, *, against: s
     for rank in ranks:
         assert rank["loss"] == pytest.approx(expected["loss"], rel=LOSS)
         assert rank["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=NORM)
-    wanted = assemble([expected["gradients"]])
-    found = assemble([rank["gradients"] for rank in ranks], tolerance=0.05)
-    assert found.keys() == wanted.keys()
-    cosine = {
-        key: float(torch.nn.functional.cosine_similarity(found[key].flatten(), wanted[key].flatten(), dim=0))
-        for key in wanted
+    near = cosines([rank["gradients"] for rank in ranks], [expected["gradients"]])
+    assert {key: value for key, value in near.items() if not value >= COSINE} == {}
+
+
+def cosines(found: list[dict], wanted: list[dict]) -> dict[str, float]:
+    """Cosine between two sets of gradients, tensor by tensor, each given as the parts of its ranks."""
+    from assembly import assemble
+
+    ours, theirs = assemble(found, tolerance=0.05), assemble(wanted)
+    assert ours.keys() == theirs.keys()
+    return {
+        key: float(torch.nn.functional.cosine_similarity(ours[key].flatten().float(), theirs[key].flatten(), dim=0))
+        for key in theirs
     }
-    assert {key: value for key, value in cosine.items() if not value >= COSINE} == {}
 
 
 @pytest.mark.gpu1
 @pytest.mark.parametrize("case", CASES)
 def test_transformer_engine_equals_the_local_modules(one_gpu: Path, case: str):
     compare(one_gpu, one_gpu, "single_local", case)
+
+
+@pytest.mark.gpu1
+@pytest.mark.parametrize("case", CASES)
+def test_transformer_engine_is_as_near_to_fp32_as_the_local_modules(one_gpu: Path, case: str):
+    from assembly import load_ranks
+
+    gradients = {
+        layout: [load_ranks(one_gpu, "gpu_parity", layout)[0][case]["gradients"]]
+        for layout in ("single", "single_local", "single_local_fp32")
+    }
+    fused = cosines(gradients["single"], gradients["single_local_fp32"])
+    local = cosines(gradients["single_local"], gradients["single_local_fp32"])
+    assert min(fused.values()) > 0.9
+    assert {key: (fused[key], local[key]) for key in fused if fused[key] < local[key] - 0.02} == {}
 
 
 @pytest.mark.gpu2

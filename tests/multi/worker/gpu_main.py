@@ -1,6 +1,7 @@
 """The parity step on GPUs, in bf16: torchrun --nproc-per-node N gpu_main.py OUT LAYOUT[,LAYOUT]
 
-A layout that ends with _local builds megatron-core's own layers with our attention in place of Transformer Engine's.
+A layout that ends with _local builds megatron-core's own layers with our attention in place of Transformer Engine's,
+one that ends with _local_fp32 does so in fp32.
 """
 
 import sys
@@ -40,11 +41,14 @@ GPU_MODEL = replace(
 
 
 def gpu_config(layout: str) -> Config:
-    parallel = LAYOUTS[layout.removesuffix("_local")]
+    precision = "fp32" if layout.endswith("_fp32") else "bf16"
+    parallel = LAYOUTS[layout.removesuffix("_fp32").removesuffix("_local")]
     cluster = ClusterConfig(
         name="gpu", device="cuda", nodes=1, processes_per_node=parallel.world_size, threads_per_process=4
     )
-    return Config(parallel, cluster, model=GPU_MODEL, optim=replace(OPTIM, precision="bf16", moments_dtype="bf16"))
+    return Config(
+        parallel, cluster, model=GPU_MODEL, optim=replace(OPTIM, precision=precision, moments_dtype=precision)
+    )
 
 
 def main(out: Path, layouts: list[str]) -> None:
@@ -64,7 +68,7 @@ def main(out: Path, layouts: list[str]) -> None:
             parallel_state.destroy_model_parallel()
             make_groups(device, cfg.parallel, cfg.cluster)
         seed_all(1)
-        result = measure(cfg, local if layout.endswith("_local") else device, CASES)
+        result = measure(cfg, local if "_local" in layout else device, CASES)
         torch.save(result, out / f"gpu_parity.{layout}.{torch.distributed.get_rank()}.pt")
     close_processes()
 
