@@ -114,7 +114,7 @@ def test_unknown_key_names_the_closest_known_one(problems, override, fix):
 
 def test_unknown_key_far_from_everything_lists_the_known_ones(problems):
     fix = problems("stage=evaluate", "stage.init_from=x", "stage.zzz=3")["stage.zzz"].fix
-    assert fix == "remove it; stage knows name, init_from"
+    assert fix == "remove it; stage knows name, init_from, use_ema, checkpoints"
 
 
 def test_missing_key_is_reported_with_its_name(problems):
