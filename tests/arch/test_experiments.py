@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r1train.config.load import load_config
 from r1train.config.schema import RunConfig
@@ -39,6 +40,16 @@ def test_a_broken_experiment_is_refused(name):
     with pytest.raises(ConfigError) as error:
         load_config(broken, check_files=False)
     assert {problem.key for problem in error.value.problems} >= {"model.hidden_size", "parallel.no_such_key"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_it_has_a_card(name):
+    """docs/cards says of every experiment what was run, and what was not."""
+    path = Path(__file__).resolve().parents[2] / "docs/cards" / f"{name}.yaml"
+    card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert card["experiment"] == name
+    assert card["status"]
+    assert card["unverified"]
 
 
 def test_long_experiments_stay_short():
