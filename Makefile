@@ -19,7 +19,7 @@ lint: setup ## style, types, shell
 	$(PY) -m mypy
 	@if command -v shellcheck >/dev/null; then \
 		echo shellcheck .ci/run and every .sh and .sbatch; \
-		shellcheck -x .ci/run $$(find . -path ./.venv -prune -o \( -name "*.sh" -o -name "*.sbatch" \) -type f -print); \
+		shellcheck -x .ci/run $$(git ls-files "*.sh" "*.sbatch"); \
 	else echo "shellcheck is not installed: shell scripts were not checked"; fi
 
 clean: ## caches and build leftovers; .venv and runs/ stay

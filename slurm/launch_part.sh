@@ -7,6 +7,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/overrides.sh"
 stage=$1; shift
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then exec "$here/launch.sh" "$stage" "$@"; fi
-part=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))
+first=${SLURM_ARRAY_TASK_MIN:?is set by sbatch --array}
+part=$((SLURM_ARRAY_TASK_ID - first + 1))
 step=$(value_of step "$stage" "$@")/$(printf 'part_%04d' "$part")
 exec "$here/launch.sh" "$stage" "$@" "step=$step" "stage.part=$part" "stage.parts=$SLURM_ARRAY_TASK_COUNT"
