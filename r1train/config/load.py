@@ -6,7 +6,6 @@ import difflib
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from r1train.config.check import check
 from r1train.config.schema import RunConfig
 from r1train.config.validate import build
 from r1train.errors import ConfigError, Problem
+from r1train.log.atomic import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONF = REPOSITORY / "conf"
@@ -194,8 +194,8 @@ def dump_resolved(cfg: RunConfig, run_dir: Path) -> None:
     """Write resolved.yaml (every value) and versions.json (what ran) into run_dir, each atomically."""
     run_dir.mkdir(parents=True, exist_ok=True)
     tree = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    _write_atomically(run_dir / "resolved.yaml", yaml.safe_dump(tree, sort_keys=False))
-    _write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    write_atomically(run_dir / "resolved.yaml", yaml.safe_dump(tree, sort_keys=False))
+    write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def versions() -> dict[str, object]:
@@ -224,9 +224,3 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from r1train.convert.torch_dist import write_atomically
 from r1train.data.tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE
+from r1train.log.atomic import write_atomically
 
 HF_FILES = "hf"  # folder in the run folder of an import, for the export of what is trained from it
 _CARRIED = (

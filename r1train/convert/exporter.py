@@ -18,9 +18,10 @@ from r1train.convert.names import AnyModel, entries
 from r1train.convert.records import Records
 from r1train.convert.safetensors_file import HashingFile, file_sha256, header_bytes, read_header, read_rows
 from r1train.convert.source import INDEX_FILE
-from r1train.convert.torch_dist import MANIFEST, TorchDistFolder, integrity_manifest, step_folder, write_atomically
+from r1train.convert.torch_dist import MANIFEST, TorchDistFolder, integrity_manifest, step_folder
 from r1train.convert.work import memory_budget, run_groups
 from r1train.errors import CheckpointError
+from r1train.log.atomic import write_atomically
 
 # One element of a block: read, joined, converted, quantised.
 _BYTES_PER_ELEMENT = 16

@@ -26,12 +26,12 @@ from r1train.convert.torch_dist import (
     Piece,
     integrity_manifest,
     read_piece,
-    write_atomically,
     write_metadata,
     write_piece,
 )
 from r1train.convert.work import memory_budget, run_groups
 from r1train.errors import CheckpointError
+from r1train.log.atomic import write_atomically
 
 # What one element of a piece costs at most while it is read, converted, joined and written.
 _BYTES_PER_ELEMENT = 16

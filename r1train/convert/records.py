@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from r1train.convert.torch_dist import write_atomically
 from r1train.errors import CheckpointError
+from r1train.log.atomic import write_atomically
 
 
 class Records:

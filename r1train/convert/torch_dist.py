@@ -7,7 +7,6 @@ where each piece lies and which box of which tensor it is. Any split into boxes 
 import io
 import json
 import math
-import os
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from r1train.convert.safetensors_file import DTYPES, HashingFile
 from r1train.errors import CheckpointError
+from r1train.log.atomic import write_atomically
 
 MARKER = "_DONE"  # a folder counts as a checkpoint once this file is there
 MANIFEST = "integrity.json"  # megatron-core's name and format: dist_checkpointing.load(verify_integrity=True) reads it
@@ -99,13 +99,6 @@ def write_metadata(folder: Path, pieces: Iterable[Piece]) -> None:
     write_atomically(folder / ".metadata", pickle.dumps(metadata))
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_atomically(folder / "metadata.json", json.dumps(config).encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Under a temporary name, then renamed."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def step_folder(path: Path) -> Path:

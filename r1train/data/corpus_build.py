@@ -23,6 +23,7 @@ from r1train.data.rows import PART_BYTES, Part, check_sources, read_parts
 from r1train.data.split import HELDOUT_SUFFIX
 from r1train.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from r1train.errors import DataError, R1TrainError
+from r1train.log.atomic import write_atomically
 
 _NAMED = 5
 # Raised when the same inputs must give other files than before.
@@ -106,9 +107,7 @@ def _open_folder(plan: BuildPlan) -> None:
     if there:
         raise DataError(f"{', '.join(there)}: already there. Fix: delete them, or another --out-prefix")
     plan.folder.mkdir(parents=True, exist_ok=True)
-    partial = mark.with_name("inputs.tmp")
-    partial.write_text(fingerprint)
-    os.replace(partial, mark)
+    write_atomically(mark, fingerprint)
 
 
 def _run_parts(plan: BuildPlan, workers: int, on_part: Callable[[Part, bool], None]) -> list[PartReport]:

@@ -1,7 +1,6 @@
 """One worker's share of tokenize_corpus: a part of the rows -> small finished corpora, and what was wrong with it."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from r1train.data.rows import Part, row_text
 from r1train.data.split import HELDOUT_SUFFIX, in_heldout
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
+from r1train.log.atomic import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,7 @@ def report_path(folder: Path, index: int) -> Path:
 
 
 def write_report(report: PartReport, path: Path) -> None:
-    partial = beside(path, ".tmp")
-    partial.write_text(json.dumps(asdict(report)), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(asdict(report)))
 
 
 def read_report(path: Path) -> PartReport:

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from r1train.log.atomic import write_atomically
 from r1train.log.result import EvalSummary
 
 Z_95 = 1.959963984540054
@@ -158,9 +158,7 @@ def write_report(folder: Path, report: EvalReport) -> Path:
     """Writes <folder>/<task>.json atomically and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{report.task}.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(asdict(report), indent=1) + "\n")
     return path
 
 

@@ -5,10 +5,11 @@ Begun when the stage starts, completed just before result.json. docs/lineage.md 
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from r1train.log.atomic import write_atomically
 
 FILE_NAME = "manifest.json"
 CHECKPOINT_MARKER = "_DONE"
@@ -133,9 +134,7 @@ def write_manifest(run_dir: Path, manifest: Manifest) -> Path:
     """Writes <run_dir>/manifest.json atomically."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / FILE_NAME
-    temporary = path.with_name(FILE_NAME + ".tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(asdict(manifest), indent=1) + "\n")
     return path
 
 

@@ -1,12 +1,13 @@
 """Peak memory of a process and all its descendants together, sampled by a thread."""
 
 import json
-import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from r1train.log.atomic import write_atomically
 
 FILE_NAME = "peak_memory.json"
 
@@ -80,9 +81,7 @@ def save_peak(root: Path, peak: PeakMemory) -> PeakMemory:
     earlier = read_peak(root)
     if earlier is not None and earlier.peak_bytes >= peak.peak_bytes:
         return earlier
-    temporary = root / (FILE_NAME + ".tmp")
-    temporary.write_text(json.dumps(asdict(peak)) + "\n", encoding="utf-8")
-    os.replace(temporary, root / FILE_NAME)
+    write_atomically(root / FILE_NAME, json.dumps(asdict(peak)) + "\n")
     return peak
 
 

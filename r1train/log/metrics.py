@@ -2,11 +2,12 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from r1train.log.atomic import write_atomically
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tb"
@@ -88,9 +89,7 @@ def truncate_after(path: Path, step: int) -> int:
     if not path.exists():
         return 0
     kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(kept))
     return len(kept)
 
 

@@ -1,9 +1,10 @@
 """result.json of a run folder: what a finished stage reports; its presence means that the stage is finished."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from r1train.log.atomic import write_atomically
 
 FILE_NAME = "result.json"
 
@@ -46,9 +47,7 @@ def write_result(run_dir: Path, result: StageResult) -> Path:
     """Writes <run_dir>/result.json atomically; the last thing that a stage does."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / FILE_NAME
-    temporary = path.with_name(FILE_NAME + ".tmp")
-    temporary.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(asdict(result), indent=1) + "\n")
     return path
 
 

@@ -3,13 +3,13 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from r1train.log.atomic import write_atomically
 from r1train.log.metrics import FILE_NAME as METRICS
 from r1train.log.metrics import read_metrics
 from r1train.report.evaluations import comparison_rows, detail_lines, read_evaluations
@@ -53,9 +53,7 @@ def write_html(root: Path, nodes: Sequence[Node], stage_rows: Sequence[tuple[str
         if image is not None:
             parts.append(f'<h2>{html.escape(node.step)}</h2><img alt="curves" src="data:image/png;base64,{image}">')
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(root.name)}</title><style>{STYLE}</style>"
-    temporary = root / f".{FILE_NAME}.tmp"
-    temporary.write_text(page + "\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(temporary, root / FILE_NAME)
+    write_atomically(root / FILE_NAME, page + "\n".join(parts) + "\n")
     return root / FILE_NAME
 
 

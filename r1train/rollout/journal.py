@@ -1,11 +1,11 @@
 """The finished groups of a rollout that is under way, on disk: a killed run samples the rest only."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from r1train.data.prompts import Prompt
+from r1train.log.atomic import write_atomically
 from r1train.rollout.checksum import Sums
 from r1train.rollout.engine import SamplingParams
 from r1train.rollout.types import Group, group_from_row, group_to_row
@@ -26,9 +26,7 @@ class Journal:
         kept = rows[1:] if rows and rows[0] == json.loads(json.dumps(header)) else []
         self._found = {(row["attempt"], row["place"]): row for row in kept}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in [header, *kept]), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in [header, *kept]))
         self._file = path.open("a", encoding="utf-8")
 
     def found(self, attempt: int) -> dict[int, str]:

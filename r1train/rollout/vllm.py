@@ -20,6 +20,7 @@ from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import EnvironmentProblem
+from r1train.log.atomic import write_atomically
 from r1train.model.gpt import R1Model
 from r1train.model.spec import PARAMS_DTYPE
 from r1train.rollout.checksum import Sums, difference, value_sums
@@ -115,9 +116,7 @@ class VllmEngine:
         folder.mkdir(parents=True, exist_ok=True)
         fields = model_to_hf(self._cfg.model, dtype=_DTYPE_NAMES[self._dtype])
         fields |= {"bos_token_id": self._tokenizer.bos_id, "eos_token_id": self._tokenizer.eos_id}
-        partial = folder / "config.json.tmp"
-        partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / "config.json")
+        write_atomically(folder / "config.json", json.dumps(fields, indent=1) + "\n")
         return folder
 
     def _request(self, params: SamplingParams, prompt_id: str, index: int) -> Any:

@@ -1,7 +1,6 @@
 """From scored samples to an SFT set: filters, judge, choice per prompt, rewriting, copies, review, mixing, a report."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from r1train.data.near_duplicate import NearDuplicates
 from r1train.data.prompts import Prompt
 from r1train.data.review import export_review, import_review
 from r1train.errors import DataError
+from r1train.log.atomic import write_atomically
 from r1train.reward.candidate import Candidate
 from r1train.reward.chat_client import ChatClient, ask_all
 from r1train.reward.filters import best, passing
@@ -62,9 +62,7 @@ def write_set(cfg: RunConfig, asked: Asked) -> None:
     rows += _mixed_in(cfg, len(rows), report)
     check_unique([row["id"] for row in rows], cfg.run_dir / OUTPUT)
     report.more["written"] = len(rows)
-    partial = cfg.run_dir / f"{REPORT}.tmp"
-    partial.write_text(json.dumps(report.to_row(), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, cfg.run_dir / REPORT)
+    write_atomically(cfg.run_dir / REPORT, json.dumps(report.to_row(), indent=1) + "\n")
     write_rows(cfg.run_dir / OUTPUT, rows)
 
 

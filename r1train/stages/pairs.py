@@ -1,7 +1,6 @@
 """Pairs stage: stored samples and a judge -> preference pairs for a reward model. Single process, no GPU."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from r1train.config.schema import RunConfig
 from r1train.data.files import write_rows
 from r1train.dist.init import is_rank0
 from r1train.errors import DataError
+from r1train.log.atomic import write_atomically
 from r1train.log.result import StageResult
 from r1train.reward.pairs import (
     Pair,
@@ -58,9 +58,7 @@ def run(cfg: RunConfig) -> StageResult:
         "written": len(kept),
         "mean excess tokens of the chosen": sum(pair.excess_tokens for pair in kept) / len(kept),
     }
-    partial = cfg.run_dir / f"{REPORT}.tmp"
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, cfg.run_dir / REPORT)
+    write_atomically(cfg.run_dir / REPORT, json.dumps(report, indent=1) + "\n")
     return StageResult(id=cfg.step, title=cfg.step, stage=stage.name, seconds=time.monotonic() - started)
 
 

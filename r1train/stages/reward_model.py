@@ -4,7 +4,6 @@ The held-out examples are scored at the end: <run>/eval/reward_model.json.
 """
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from r1train.config.schema import RunConfig
 from r1train.config.schema_samples import RewardModelStage
 from r1train.data.preferences import Example, PreferenceSet, pack_examples, read_preferences, take_examples
 from r1train.eval.generate import gather_groups
+from r1train.log.atomic import write_atomically
 from r1train.log.result import StageResult
 from r1train.model.value_head import value_head, without_value_head
 from r1train.reward.preference import Packing, score_samples
@@ -95,7 +95,5 @@ def evaluate_examples(job: Session, trainer: Trainer, heldout: list[Example]) ->
 def _write_report(run_dir: Path, report: dict) -> None:
     path = run_dir / "eval" / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(report, indent=1) + "\n")
     print(", ".join(f"{name} {value}" for name, value in report.items()), flush=True)

@@ -7,7 +7,6 @@ folder inside that of the run that gathers the parts, which finds them there.
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from r1train.data.prompts import Prompt, PromptSet
 from r1train.dist.init import is_rank0
 from r1train.errors import DataError
 from r1train.eval.generate import local_part
+from r1train.log.atomic import write_atomically
 from r1train.model.build import build_model
 from r1train.reward.candidate import candidates_of, prompt_to_row
 from r1train.reward.samples import FOLDER, SETTINGS, read_samples, sample_folders
@@ -148,6 +148,4 @@ def _check_settings(folder: Path, settings: dict[str, object]) -> None:
 
 def _write_settings(folder: Path, settings: dict[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{SETTINGS}.tmp"
-    partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / SETTINGS)
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")

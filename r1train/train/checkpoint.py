@@ -5,7 +5,6 @@ Layout: <run>/checkpoints/step_00000120/ with megatron-core's files, and _DONE (
 
 import json
 import logging
-import os
 import queue
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from r1train.convert.torch_dist import MARKER
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
+from r1train.log.atomic import write_atomically
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
 from r1train.train.ema import PREFIX as EMA_PREFIX
@@ -72,8 +72,7 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
     if is_rank0():
         state = trainer.state
         body = {"step": state.step, "tokens": state.tokens, "position": state.position}
-        (folder / f"{MARKER}.tmp").write_text(json.dumps(body))
-        os.replace(folder / f"{MARKER}.tmp", folder / MARKER)
+        write_atomically(folder / MARKER, json.dumps(body))
         for old in checkpoints(run_dir)[: -stage.keep_checkpoints]:
             (old / MARKER).unlink()
             shutil.rmtree(old)
