@@ -16,6 +16,7 @@ from r1train.config.schema import (
     SftStage,
 )
 from r1train.errors import Problem
+from r1train.log.checkpoints import checkpoints
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUILTIN = "builtin:"
@@ -124,7 +125,7 @@ def prompts_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
 
 def _checkpoint(key: str, run_dir: str, made_later: MadeLater) -> list[Problem]:
     folder = Path(run_dir)
-    if _comes_later(folder, made_later) or any(folder.glob("checkpoints/step_*/_DONE")):
+    if _comes_later(folder, made_later) or checkpoints(folder):
         return []
     what = "no finished checkpoint there" if folder.is_dir() else "no such run folder"
     return [Problem(key, run_dir, what, "a run folder with checkpoints/step_*/_DONE; run that stage first")]

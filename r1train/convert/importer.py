@@ -20,7 +20,6 @@ from r1train.convert.safetensors_file import NAMES, HashingFile, file_sha256
 from r1train.convert.source import HfFolder
 from r1train.convert.torch_dist import (
     MANIFEST,
-    MARKER,
     METADATA_FILES,
     MODEL_FILE,
     Piece,
@@ -32,6 +31,7 @@ from r1train.convert.torch_dist import (
 from r1train.convert.work import memory_budget, run_groups
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import MARKER
 
 # What one element of a piece costs at most while it is read, converted, joined and written.
 _BYTES_PER_ELEMENT = 16

@@ -17,9 +17,10 @@ from r1train.convert.import_plan import Options, plan_import
 from r1train.convert.names import AnyModel, entries
 from r1train.convert.safetensors_file import NAMES
 from r1train.convert.source import HfFolder
-from r1train.convert.torch_dist import MARKER, TorchDistFolder, step_folder
+from r1train.convert.torch_dist import TorchDistFolder, step_folder
 from r1train.convert.work import memory_budget, write_speed
 from r1train.errors import CheckpointError
+from r1train.log.checkpoints import MARKER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp8": FP8}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

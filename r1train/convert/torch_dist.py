@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from r1train.convert.safetensors_file import DTYPES, HashingFile
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import MARKER, checkpoints
 
-MARKER = "_DONE"  # a folder counts as a checkpoint once this file is there
 MANIFEST = "integrity.json"  # megatron-core's name and format: dist_checkpointing.load(verify_integrity=True) reads it
 _COMMON = "common_state/shard_0_1"  # megatron-core's object with everything that is not a tensor
 _COMMON_FILE = "__common_0.distcp"
@@ -108,13 +108,13 @@ def step_folder(path: Path) -> Path:
     """
     if (path / MARKER).is_file():
         return path
-    found = sorted(path.glob(f"checkpoints/step_*/{MARKER}"))
+    found = checkpoints(path)
     if not found:
         raise CheckpointError(
             f"{path}: no finished checkpoint there (checkpoints/step_*/{MARKER}). "
             "Fix: name a run folder or a step folder that was written to its end"
         )
-    return found[-1].parent
+    return found[-1]
 
 
 class TorchDistFolder:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import MARKER
 
 FILE_NAME = "manifest.json"
-CHECKPOINT_MARKER = "_DONE"
 # It holds a random id and the folder's path, so two saves of the same weights differ in it.
 TORCH_METADATA = ".metadata"
 # A file up to this size is hashed whole; of a larger one, SAMPLES blocks spread evenly, the ends among them.
@@ -93,7 +93,7 @@ def digest_of(path: Path) -> str | None:
     """
     if path.is_file():
         return _file_digest(path, whole=WHOLE_BYTES)
-    if not (path / CHECKPOINT_MARKER).is_file():
+    if not (path / MARKER).is_file():
         return None
     digest = hashlib.sha256()
     for file in sorted(part for part in path.rglob("*") if part.is_file()):

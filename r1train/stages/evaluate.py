@@ -13,11 +13,12 @@ from r1train.eval.benchmark import evaluate_passkey, evaluate_suite, load_suites
 from r1train.eval.generate import Target, evaluate
 from r1train.eval.perplexity import Loaded, loaded_perplexity
 from r1train.eval.score import EvalReport
+from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
 from r1train.model.build import build_model
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine
-from r1train.train.checkpoint import checkpoints, latest_checkpoint, load_module
+from r1train.train.checkpoint import latest_checkpoint, load_module
 
 Suites = list[tuple[SuiteConfig, list[Prompt]]]
 

@@ -13,6 +13,7 @@ from r1train.data.mix import PromptMix
 from r1train.data.prompts import Prompt
 from r1train.dist.seed import stream
 from r1train.eval.generate import local_part
+from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
 from r1train.model.gpt import R1Model
 from r1train.reward.base import Score
@@ -37,7 +38,7 @@ from r1train.rollout.journal import Journal
 from r1train.rollout.types import Group, append_rows, group_to_row
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine, policy_evals
-from r1train.train.checkpoint import checkpoints, latest_checkpoint, load_weights, resume, save_checkpoint
+from r1train.train.checkpoint import latest_checkpoint, load_weights, resume, save_checkpoint
 from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
 from r1train.train.setup import Trainer, build_trainer

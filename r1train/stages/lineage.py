@@ -11,8 +11,8 @@ from typing import Any
 
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
 from r1train.data.split import HELDOUT_SUFFIX
+from r1train.log.checkpoints import checkpoints
 from r1train.log.manifest import (
-    CHECKPOINT_MARKER,
     FILE_NAME,
     Artifact,
     Digests,
@@ -140,8 +140,7 @@ def outputs_of(cfg: RunConfig, digests: Digests) -> list[Artifact]:
 
 def last_checkpoint(run_dir: Path) -> list[Path]:
     """The newest finished checkpoint of a run folder, [] without one."""
-    markers = sorted(run_dir.glob(f"checkpoints/step_*/{CHECKPOINT_MARKER}"))
-    return [marker.parent for marker in markers[-1:]]
+    return checkpoints(run_dir)[-1:]
 
 
 def reasons(cfg: RunConfig, digests: Digests) -> list[str]:
@@ -185,8 +184,8 @@ def config_reasons(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _run_inputs(cfg: RunConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     """What a stage reads of a run folder: its last checkpoint (or all of them), else its sets of samples."""
     if isinstance(cfg.stage, EvaluateStage) and cfg.stage.checkpoints == "all":
-        for marker in sorted(folder.glob(f"checkpoints/step_*/{CHECKPOINT_MARKER}")):
-            yield f".{marker.parent.name}", marker.parent
+        for checkpoint in checkpoints(folder):
+            yield f".{checkpoint.name}", checkpoint
     elif last := last_checkpoint(folder):
         yield "", last[0]
     else:

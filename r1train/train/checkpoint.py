@@ -15,10 +15,10 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
-from r1train.convert.torch_dist import MARKER
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import MARKER, checkpoints
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
 from r1train.train.ema import PREFIX as EMA_PREFIX
@@ -28,11 +28,6 @@ from r1train.train.state import TrainState
 
 # How names of the policy's weights begin; those of the optimizer and of extra modules begin otherwise.
 _WEIGHTS = ("embedding.", "decoder.", "mtp.", "output_layer.")
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """Finished checkpoints of a run, oldest first."""
-    return sorted(marker.parent for marker in (run_dir / "checkpoints").glob(f"step_*/{MARKER}"))
 
 
 def latest_checkpoint(run_dir: Path) -> Path:

@@ -11,8 +11,9 @@ from tiny import CHECKPOINT_STEP, MODEL, OPTIM, SOURCES, Config, config, windows
 
 from r1train.dist.init import Device
 from r1train.errors import CheckpointError
+from r1train.log.checkpoints import checkpoints
 from r1train.train.batches import dense_micro_batches
-from r1train.train.checkpoint import checkpoints, load_weights, resume, save_checkpoint
+from r1train.train.checkpoint import load_weights, resume, save_checkpoint
 from r1train.train.forward import LmObjective
 from r1train.train.setup import Trainer, build_trainer
 from r1train.train.step import train_step

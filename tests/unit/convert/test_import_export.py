@@ -19,8 +19,9 @@ from r1train.convert.fp8 import dequantise
 from r1train.convert.import_plan import Options
 from r1train.convert.importer import ImportJob, import_checkpoint
 from r1train.convert.names import entries, tied_head
-from r1train.convert.torch_dist import MARKER, TorchDistFolder
+from r1train.convert.torch_dist import TorchDistFolder
 from r1train.errors import CheckpointError, R1TrainError
+from r1train.log.checkpoints import MARKER
 
 ONE = Options(workers=1, verify=True)
 EXPORT = ExportOptions(workers=1, verify=True, max_shard_bytes=30_000)

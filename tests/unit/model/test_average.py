@@ -74,8 +74,9 @@ def test_weights_or_their_average_are_loaded(trainer, device, tmp_path, use_ema)
     from tiny import config
 
     from r1train.errors import CheckpointError
+    from r1train.log.checkpoints import checkpoints
     from r1train.model.build import build_model
-    from r1train.train.checkpoint import checkpoints, load_module, save_checkpoint
+    from r1train.train.checkpoint import load_module, save_checkpoint
 
     trainer.cfg = replace(trainer.cfg, run_dir=tmp_path)
     step(trainer, 0)

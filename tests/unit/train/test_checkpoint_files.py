@@ -18,14 +18,16 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_folders_without_marker_do_not_count(run_dir):
-    from r1train.train.checkpoint import checkpoints, latest_checkpoint
+    from r1train.log.checkpoints import checkpoints
+    from r1train.train.checkpoint import latest_checkpoint
 
     assert [folder.name for folder in checkpoints(run_dir)] == ["step_00000020", "step_00000120"]
     assert latest_checkpoint(run_dir) == run_dir / "checkpoints" / "step_00000120"
 
 
 def test_no_finished_checkpoint_is_an_error(tmp_path):
-    from r1train.train.checkpoint import checkpoints, latest_checkpoint
+    from r1train.log.checkpoints import checkpoints
+    from r1train.train.checkpoint import latest_checkpoint
 
     assert checkpoints(tmp_path) == []
     with pytest.raises(CheckpointError, match="holds no finished checkpoint. Fix: let that stage finish"):

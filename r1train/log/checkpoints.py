@@ -1,0 +1,11 @@
+"""Which checkpoints of a run folder are finished; without torch, so that checks and the schedule can ask."""
+
+from pathlib import Path
+
+# A folder counts as a checkpoint once this file is there; it is written last.
+MARKER = "_DONE"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Finished checkpoints of a run (<run_dir>/checkpoints/step_00000120), oldest first."""
+    return sorted(marker.parent for marker in run_dir.glob(f"checkpoints/step_*/{MARKER}"))
