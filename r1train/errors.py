@@ -1,5 +1,7 @@
 """Errors a user can cause. Each says what is wrong, where, and how to fix it; the process exits with code 2."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -58,3 +60,13 @@ class StageFailed(R1TrainError):
 
 class StaleRun(R1TrainError):
     """A finished or begun stage does not fit its config, its inputs or its own files any more."""
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Run a tool's work: 0, or an error's own exit code with its message on stderr instead of a traceback."""
+    try:
+        run()
+    except R1TrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -16,7 +16,7 @@ import torch
 from r1train.data.dali import open_loader
 from r1train.data.loader import Reader, WindowLoader
 from r1train.data.pretrain import PretrainSource
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
 
 PERCENT = 100.0
 
@@ -77,28 +77,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = arguments()
+def run(args: argparse.Namespace) -> None:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokens = args.batch_size * args.seq_length
     print(f"{device}, {args.batch_size} windows of {args.seq_length}; median (10 % to 90 %) of {args.batches} batches")
-    try:
-        weights = {prefix.name: 1.0 for prefix in args.corpus}
-        source = PretrainSource(args.corpus[0].parent, weights, seq_length=args.seq_length, seed=0)
-        for kind in args.loaders:
-            with open_loader(kind, Reader(source, 0, 1), device, ahead=args.ahead) as loader:
-                timing = measure(
-                    loader,
-                    batch_size=args.batch_size,
-                    batches=args.batches,
-                    warm_up=args.warm_up,
-                    step_s=args.step_s,
-                )
-            print(timing.row(kind, tokens))
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    weights = {prefix.name: 1.0 for prefix in args.corpus}
+    source = PretrainSource(args.corpus[0].parent, weights, seq_length=args.seq_length, seed=0)
+    for kind in args.loaders:
+        with open_loader(kind, Reader(source, 0, 1), device, ahead=args.ahead) as loader:
+            timing = measure(
+                loader,
+                batch_size=args.batch_size,
+                batches=args.batches,
+                warm_up=args.warm_up,
+                step_s=args.step_s,
+            )
+        print(timing.row(kind, tokens))
+
+
+def main() -> int:
+    args = arguments()
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

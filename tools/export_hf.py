@@ -14,7 +14,7 @@ from r1train.convert.exporter import ExportOptions, export_checkpoint
 from r1train.convert.import_plan import Options
 from r1train.convert.report import DTYPES, export_estimate, parse_size
 from r1train.convert.torch_dist import step_folder
-from r1train.errors import CheckpointError, R1TrainError
+from r1train.errors import CheckpointError, exit_code
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,12 +55,7 @@ def main() -> int:
     parser.add_argument("--verify", action="store_true", help="read everything again and compare with the checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="estimate only; --model alone is enough")
     args = parser.parse_args()
-    try:
-        run(args)
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from pathlib import Path
 from r1train.convert.import_plan import Options
 from r1train.convert.importer import import_checkpoint
 from r1train.convert.report import DTYPES, import_estimate, parse_size
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
+
+
+def run(args: argparse.Namespace, options: Options) -> None:
+    if args.dry_run:
+        print(import_estimate(args.hf, args.out, options))
+    else:
+        print(f"imported to {import_checkpoint(args.hf, args.out, options)}")
 
 
 def main() -> int:
@@ -32,15 +39,7 @@ def main() -> int:
         drop_mtp=args.drop_mtp,
         verify=args.verify,
     )
-    try:
-        if args.dry_run:
-            print(import_estimate(args.hf, args.out, options))
-        else:
-            print(f"imported to {import_checkpoint(args.hf, args.out, options)}")
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: run(args, options))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from r1train.convert.report import describe, list_folder
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
 
 
 def main() -> int:
@@ -16,12 +16,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--names", help="list only tensors whose name holds this; the counts stay those of all")
     args = parser.parse_args()
-    try:
-        print(describe(*list_folder(args.folder), pattern=args.names))
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: print(describe(*list_folder(args.folder), pattern=args.names)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
 from r1train.rollout.types import Sample, group_from_row, read_rows
 
 
@@ -44,20 +44,19 @@ def all_right(row: dict) -> bool:
     return bool(scores) and all(one["error"] is None and one["parts"].get("accuracy") == 1.0 for one in scores)
 
 
+def run(args: argparse.Namespace) -> None:
+    rows = (row for row in read_rows(args.path) if not (args.wrong and all_right(row)))
+    for row in itertools.islice(rows, args.limit):
+        show(row)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="rollout file (.jsonl)")
     parser.add_argument("--limit", type=int, help="at most this many prompts")
     parser.add_argument("--wrong", action="store_true", help="only prompts with a sample that is not correct")
     args = parser.parse_args()
-    try:
-        rows = (row for row in read_rows(args.path) if not (args.wrong and all_right(row)))
-        for row in itertools.islice(rows, args.limit):
-            show(row)
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from r1train.data.corpus_build import BuildPlan, BuildReport, build_corpus
 from r1train.data.corpus_part import PartOptions
 from r1train.data.rows import Part, check_sources, expected_bytes
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
 
 
 def arguments() -> argparse.Namespace:
@@ -61,20 +61,19 @@ def build(plan: BuildPlan, *, workers: int, max_bad_rows: int) -> BuildReport:
         return build_corpus(plan, workers=workers, max_bad_rows=max_bad_rows, on_part=on_part)
 
 
-def main() -> int:
-    args = arguments()
-    try:
-        report = build(plan_of(args), workers=max(args.workers, 1), max_bad_rows=args.max_bad_rows)
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+def run(args: argparse.Namespace) -> None:
+    report = build(plan_of(args), workers=max(args.workers, 1), max_bad_rows=args.max_bad_rows)
     print(f"{args.out_prefix}: {report.train.documents} documents, {report.train.tokens} tokens")
     if report.heldout is not None:
         print(f"{args.out_prefix}_heldout: {report.heldout.documents} documents, {report.heldout.tokens} tokens")
     if report.bad_rows or report.removed:
         found = f"{report.bad_rows} bad rows, {report.removed} contaminated documents left out"
         print(f"{found}: {args.out_prefix}.report.jsonl")
-    return 0
+
+
+def main() -> int:
+    args = arguments()
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

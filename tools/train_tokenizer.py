@@ -7,7 +7,13 @@ from pathlib import Path
 
 from r1train.data.documents import documents
 from r1train.data.tokenizer import save_tokenizer, train_tokenizer
-from r1train.errors import R1TrainError
+from r1train.errors import exit_code
+
+
+def run(args: argparse.Namespace) -> None:
+    bpe = train_tokenizer(itertools.chain.from_iterable(map(documents, args.input)), args.vocab_size, fim=args.fim)
+    save_tokenizer(bpe, args.out)
+    print(f"{args.out}: vocabulary of {args.vocab_size}")
 
 
 def main() -> int:
@@ -19,14 +25,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets tokenizer.json")
     parser.add_argument("--fim", action="store_true", help="with the tokens of fill-in-the-middle")
     args = parser.parse_args()
-    try:
-        bpe = train_tokenizer(itertools.chain.from_iterable(map(documents, args.input)), args.vocab_size, fim=args.fim)
-        save_tokenizer(bpe, args.out)
-    except R1TrainError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(f"{args.out}: vocabulary of {args.vocab_size}")
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

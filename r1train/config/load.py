@@ -190,11 +190,15 @@ def _set(cfg: DictConfig, key: str, value: object) -> None:
         raise ConfigError([problem]) from error
 
 
+def config_tree(cfg: RunConfig) -> dict[str, Any]:
+    """The resolved config as JSON would give it back: dicts, lists and plain values."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg)))
+
+
 def dump_resolved(cfg: RunConfig, run_dir: Path) -> None:
     """Write resolved.yaml (every value) and versions.json (what ran) into run_dir, each atomically."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    tree = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    write_atomically(run_dir / "resolved.yaml", yaml.safe_dump(tree, sort_keys=False))
+    write_atomically(run_dir / "resolved.yaml", yaml.safe_dump(config_tree(cfg), sort_keys=False))
     write_atomically(run_dir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 

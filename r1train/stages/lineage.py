@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from r1train.config.load import config_tree
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
 from r1train.data.split import HELDOUT_SUFFIX
 from r1train.log.checkpoints import checkpoints
@@ -77,7 +78,7 @@ EMPTY = frozenset(
 def begin_manifest(cfg: RunConfig) -> Manifest:
     """The manifest of a stage that starts now; versions.json has been written."""
     versions = json.loads((cfg.run_dir / "versions.json").read_text(encoding="utf-8"))
-    tree = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    tree = config_tree(cfg)
     return Manifest(
         step=cfg.step,
         stage=cfg.stage.name,
@@ -112,7 +113,7 @@ def deciding(tree: dict[str, Any]) -> dict[str, object]:
 def inputs_of(cfg: RunConfig, digests: Digests) -> list[Artifact]:
     """Files and checkpoints that the stage reads and that are there, by config key or by what they are."""
     found: list[Artifact | None] = []
-    tree = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    tree = config_tree(cfg)
     wanted = DECIDES.get(cfg.stage.name, ("stage", "reward"))
     for key, value in _leaves(tree, ""):
         if not isinstance(value, str) or not any(key.startswith(f"{part}.") for part in wanted):
@@ -152,7 +153,7 @@ def reasons(cfg: RunConfig, digests: Digests) -> list[str]:
     done = read_result(cfg.run_dir) is not None
     if manifest is None or (not done and not _has_work(cfg.run_dir)):
         return []
-    found = config_reasons(manifest.config, json.loads(json.dumps(dataclasses.asdict(cfg))))
+    found = config_reasons(manifest.config, config_tree(cfg))
     now = {artifact.name: artifact for artifact in inputs_of(cfg, digests)}
     for then in manifest.inputs:
         if then.name not in now:

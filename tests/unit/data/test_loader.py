@@ -11,7 +11,6 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from r1train.data import dali
-from r1train.data.corpus import write_corpus
 from r1train.data.corpus_check import check_corpus
 from r1train.data.dali import open_loader
 from r1train.data.documents import documents
@@ -24,14 +23,6 @@ from r1train.train.batches import dense_micro_batches, masked_micro_batches
 CPU = torch.device("cpu")
 HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 needs_dali = pytest.mark.skipif(not HAS_DALI, reason="nvidia-dali is not installed")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_tokenizer):
-    path = tmp_path_factory.mktemp("corpora")
-    write_corpus([f"{'a' * (n % 7)} {n}" for n in range(90)], small_tokenizer, path / "small")
-    write_corpus([f"b{n} c" for n in range(400)], small_tokenizer, path / "large")
-    return path
 
 
 @pytest.fixture

@@ -7,18 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1train.data.blend import blend
-from r1train.data.corpus import write_corpus
 from r1train.data.order import epoch_order
 from r1train.data.pretrain import PretrainSource
 from r1train.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_tokenizer):
-    path = tmp_path_factory.mktemp("corpora")
-    write_corpus([f"{'a' * (n % 7)} {n}" for n in range(90)], small_tokenizer, path / "small")
-    write_corpus([f"b{n} c" for n in range(400)], small_tokenizer, path / "large")
-    return path
 
 
 def source(folder, **changes):
