@@ -87,22 +87,30 @@ class ExportJob:
         Records(self.out).write(group, record)
 
     def blocks(self, tensor: HfTensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, rows) of one tensor as stored in our checkpoint; rows begin at multiples of 128."""
+        """(first row, rows) of one tensor as stored in our checkpoint, rows valid until the next ones are asked for.
+
+        Rows begin at multiples of 128.
+        """
         elements = min(_BLOCK_ELEMENTS, self.buffer_bytes // _BYTES_PER_ELEMENT)
         step = max(1, elements // math.prod(tensor.shape[1:]) // BLOCK) * BLOCK
         for start in range(0, tensor.shape[0], step):
             yield start, self._rows(tensor, start, min(tensor.shape[0], start + step))
 
     def _rows(self, tensor: HfTensor, start: int, stop: int) -> torch.Tensor:
-        entry, found = tensor.entry, []
+        """Rows start to stop, valid until the next call."""
+        boxes = []
         for run in tensor.runs:
             first, last = max(start, run.start), min(stop, run.start + run.count)
             if first < last:
-                shape = (last - first, *entry.shape[1:])
-                box = shape if entry.expert is None else (1, *shape)
-                place = entry.offset(first - run.start + run.ours)
-                found.append(self.source.read(entry.key, place, box).view(shape))
-        return found[0] if len(found) == 1 else torch.cat(found)
+                boxes.append((first, last, tensor.entry.offset(first - run.start + run.ours)))
+        if len(boxes) == 1:
+            return self._box(tensor, *boxes[0])
+        return torch.cat([self._box(tensor, *box).clone() for box in boxes])
+
+    def _box(self, tensor: HfTensor, first: int, last: int, place: tuple[int, ...]) -> torch.Tensor:
+        shape = (last - first, *tensor.entry.shape[1:])
+        box = shape if tensor.entry.expert is None else (1, *shape)
+        return self.source.read(tensor.entry.key, place, box).view(shape)
 
 
 @dataclass(frozen=True)

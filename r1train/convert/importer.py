@@ -23,8 +23,8 @@ from r1train.convert.torch_dist import (
     METADATA_FILES,
     MODEL_FILE,
     Piece,
+    PieceReader,
     integrity_manifest,
-    read_piece,
     write_metadata,
     write_piece,
 )
@@ -88,13 +88,14 @@ class VerifyJob:
         file = folder / record["file"]
         if file_sha256(file) != record["sha256"]:
             raise CheckpointError(f"{file}: its SHA-256 is not what was written. Fix: remove {folder}, import again")
+        reader = PieceReader(folder)
         for piece in pieces_of(record):
             expert = len(piece.shape) == 3
             entry = by_place[piece.key, piece.offset[0] if expert else None]
             start, rows = piece.offset[1 if expert else 0], piece.shape[1 if expert else 0]
             expected = assemble(self.job.source, entry, start, start + rows, plan.dtypes[entry.key])
             # As bytes: a NaN equals itself.
-            if not torch.equal(read_piece(folder, piece).reshape(-1).view(torch.uint8), _bytes(expected)):
+            if not torch.equal(reader.read(piece).reshape(-1).view(torch.uint8), _bytes(expected)):
                 raise CheckpointError(
                     f"{file}: {piece.key} differs from the source. Fix: remove {folder}, import again"
                 )
