@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from r1train.config.steps import plan_steps
 
 pytestmark = pytest.mark.gpu1
 
@@ -22,15 +21,9 @@ OVERRIDES = [
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of the first four steps of the schedule, each its own process."""
-    folder = tmp_path_factory.mktemp("tiny_gpu")
-    for planned in plan_steps([*OVERRIDES, f"root={folder}"]):
-        if planned.step.id in STEPS:
-            command = [sys.executable, "-m", "r1train", *planned.overrides]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
+def root(run_steps: Callable[..., Path]) -> Path:
+    """Run folder of the first four steps of the schedule."""
+    return run_steps(STEPS, OVERRIDES)
 
 
 def metrics(root: Path, step: str) -> list[dict]:
@@ -72,23 +65,3 @@ def test_layers_are_transformer_engine(root: Path):
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=False)
     assert "KINDS TEDotProductAttention TEGroupedMLP" in done.stdout, done.stderr[-3000:]
-
-
-def test_exported_model_answers_the_same_in_transformers(root: Path, tmp_path: Path):
-    """Greedy tokens of our engine on the trained weights, and of transformers on the exported folder."""
-    worker, exported = Path(__file__).parent / "worker" / "greedy.py", tmp_path / "hf"
-    tool = Path(__file__).parents[2] / "tools" / "export_hf.py"
-    ours, theirs = tmp_path / "native.json", tmp_path / "transformers.json"
-    for command in (
-        [worker, "native", root / "cold_start", ours, "experiment=tiny_gpu", "stage=pretrain", f"root={root}"],
-        [tool, "--ckpt", root / "cold_start", "--out", exported, "--tokenizer", root / "data" / "tokenizer"],
-        [worker, "transformers", exported, ours, theirs],
-    ):
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    answers = json.loads(ours.read_text())["tokens"]
-    assert len(answers) == 32
-    assert len({tuple(answer) for answer in answers}) > 1
-    assert json.loads(theirs.read_text()) == answers

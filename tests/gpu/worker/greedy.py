@@ -2,6 +2,7 @@
 
 greedy.py native RUN OUT.json [key=value ...]     the newest checkpoint of a run, with our engine, in fp32
 greedy.py transformers FOLDER PROMPTS.json OUT.json   an exported folder, on a GPU where there is one, in fp32
+greedy.py vllm FOLDER PROMPTS.json OUT.json           an exported folder, in bf16
 PROMPTS.json is what native writes: {"prompts": [[ids]], "tokens": [[ids]]}.
 """
 
@@ -56,8 +57,20 @@ def exported(folder: Path, prompts: Path, out: Path) -> None:
     out.write_text(json.dumps(answers))
 
 
+def served(folder: Path, prompts: Path, out: Path) -> None:
+    """What vLLM makes of the folder as it is."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=0.2, max_model_len=1024, enforce_eager=True)
+    requests = [{"prompt_token_ids": ids} for ids in json.loads(prompts.read_text())["prompts"]]
+    outputs = llm.generate(requests, SamplingParams(max_tokens=BUDGET, temperature=0.0), use_tqdm=False)
+    out.write_text(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "native":
         native(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    elif sys.argv[1] == "vllm":
+        served(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
     else:
         exported(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
