@@ -3,6 +3,7 @@
 from r1train.config.layout import micro_batch_rounds, parse_layout, virtual_stages
 from r1train.config.schema import EvaluateStage, GrpoStage, PretrainStage, RejectStage, RunConfig, SftStage
 from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_samples import RewardModelStage
 from r1train.errors import Problem
 
 RECOMPUTED = ("core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts")
@@ -85,8 +86,18 @@ def expert_overlap_fits(cfg: RunConfig) -> list[Problem]:
         "it needs a GPU, but cluster.device is cpu": cfg.cluster.device == "cpu",
         "recompute_modules may not hold moe": "moe" in parallel.recompute_modules,
         "it runs at most one MTP block": isinstance(model, ModelConfig) and model.mtp_depth > 1,
+        f"it cannot run an MTP block over packed rows, which stage {cfg.stage.name} trains on": _packs(cfg)
+        and isinstance(model, ModelConfig)
+        and model.mtp_depth > 0,
     }
     return [Problem(key, True, what, "false, or change that") for what, applies in reasons.items() if applies]
+
+
+def _packs(cfg: RunConfig) -> bool:
+    """Whether the stage trains on rows of several samples that do not see each other."""
+    if isinstance(cfg.stage, PretrainStage):
+        return cfg.data.mask_across_documents
+    return isinstance(cfg.stage, SftStage | GrpoStage | RewardModelStage)
 
 
 def gather_overlap_fits(cfg: RunConfig) -> list[Problem]:

@@ -43,6 +43,9 @@ def select_device(cluster: ClusterConfig) -> Device:
             "Fix: run on a machine with a GPU per process, or choose cluster=local_cpu"
         )
     torch.cuda.set_device(local_rank)
+    # Transformer Engine's permutation kernels are tuned at the first step: 13 s in every process, and another choice
+    # may sum in another order. Kept on disk, the choice is made once.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     return Device("cuda", torch.device("cuda", local_rank))
 
 

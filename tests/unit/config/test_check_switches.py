@@ -60,6 +60,12 @@ CASES = [
         "parallel.overlap_expert_all_to_all",
         "with pp > 1 it needs virtual stages",
     ),
+    (
+        "expert_overlap_fits",
+        [*SFT, *CUDA, *BF16, "parallel.ep=2", "parallel.overlap_expert_all_to_all=true"],
+        "parallel.overlap_expert_all_to_all",
+        "MTP block over packed rows, which stage sft trains on",
+    ),
     ("expert_overlap_fits", [*PRETRAIN, "parallel.delay_wgrad=true"], "parallel.delay_wgrad", "expert overlap only"),
     (
         "gather_overlap_fits",
