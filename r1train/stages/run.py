@@ -1,9 +1,10 @@
 """Run one stage in this process (torchrun starts one per rank): artifacts into the run folder, result.json last."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from r1train.config.load import dump_resolved
-from r1train.config.schema import RunConfig
+from r1train.config.schema import PrepareStage, RunConfig
 from r1train.dist.init import is_rank0, launch_rank, select_device
 from r1train.log.lock import hold
 from r1train.log.manifest import write_manifest
@@ -24,7 +25,8 @@ def run_stage(cfg: RunConfig, *, keep_stale: bool = False) -> None:
     if read_result(cfg.run_dir) is not None:
         return
     with hold(cfg.run_dir / "locks" / f"rank_{launch_rank()}.lock", wait_s=WAIT_S):
-        select_device(cfg.cluster)
+        # Data are prepared without a GPU, so that a login node can do it.
+        select_device(replace(cfg.cluster, device="cpu") if isinstance(cfg.stage, PrepareStage) else cfg.cluster)
         stage = stage_function(cfg.stage.name)
         if is_rank0():
             if not keep_stale:
