@@ -6,8 +6,8 @@ PY := .venv/bin/python
 setup: ## .venv with pinned versions; does nothing when nothing changed
 	@bash tools/bootstrap.sh
 
-smoke: setup ## the whole R1 schedule, tiny, on two CPU cores; run again to continue or to see the table
-	$(PY) -m r1train schedule=r1 experiment=tiny
+smoke: setup ## every stage of R1, tiny, on two CPU cores; run again to continue or to see the table
+	$(PY) -m r1train experiment=tiny_full
 
 # One file stays on one worker (its fixtures are built once), in tree order: the long e2e files start early.
 test: setup ## every test this machine can run; the others are skipped with a reason

@@ -1,4 +1,7 @@
-"""Run a schedule: each stage as its own torchrun, in order; finished stages are skipped, the first failure stops it."""
+"""Run a schedule: each stage in its own processes, in order; finished ones are skipped, the first failure stops it.
+
+On one CPU machine the ranks are forks of a process that has everything imported (dist/warm.py), elsewhere a torchrun's.
+"""
 
 import os
 import signal
@@ -6,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from r1train.config.schema import RunConfig
 from r1train.config.steps import PlannedStep, check_schedule, plan_steps
 from r1train.dist.parent import child_environment
+from r1train.dist.warm import RunningRanks, WarmRanks
 from r1train.errors import StageFailed
 from r1train.log.lock import hold
 from r1train.log.memory import MemorySampler, save_peak
@@ -20,6 +25,7 @@ from r1train.stages.stale import refuse, set_aside, stale_steps
 
 # Stages that are one process by nature: they prepare files and join no process group.
 SINGLE_PROCESS = ("prepare",)
+PRELOAD = "r1train.stages.preload"
 LAST_LINES = 30
 LOCK = "schedule.lock"
 # The lock of an orchestrator that was killed is free at once; one that is busy belongs to a live one.
@@ -56,51 +62,81 @@ def run_steps(root: Path, planned: list[PlannedStep], configs: list[RunConfig], 
     own = ["stale=keep"] if keep_stale else []
     sampler = MemorySampler()
     sampler.start()
+    forked = [cfg for cfg in configs if runs_warm(cfg) and read_result(cfg.run_dir) is None]
+    warm = WarmRanks(PRELOAD, stage_environment(forked[0])) if forked else None
     try:
         for step, cfg in zip(planned, configs, strict=True):
             if read_result(cfg.run_dir) is not None:
                 print(f"{step.step.id}: done", flush=True)
                 continue
             print(f"{step.step.id}: {step.step.title}", flush=True)
-            run_step(cfg, [*own, *step.overrides])
+            run_step(cfg, [*own, *step.overrides], warm if runs_warm(cfg) else None)
     finally:
         save_peak(root, sampler.stop())
 
 
-def run_step(cfg: RunConfig, overrides: list[str]) -> None:
+def runs_warm(cfg: RunConfig) -> bool:
+    """Whether a step's ranks are forks: all on this machine, without CUDA, whose contexts do not survive a fork."""
+    return cfg.cluster.device == "cpu" and cfg.cluster.nodes == 1 and cfg.stage.name not in SINGLE_PROCESS
+
+
+def run_step(cfg: RunConfig, overrides: list[str], warm: WarmRanks | None = None) -> None:
     """One stage to its end, its output shown and kept in <run>/logs/attempt_N.log. Raises StageFailed."""
     folder = cfg.run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"attempt_{len(list(folder.glob('attempt_*.log'))):03d}.log"
     started = time.monotonic()
-    process = subprocess.Popen(
-        stage_command(cfg, overrides),
-        env=stage_environment(cfg),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    running: RunningRanks | ColdStage
+    if warm is None:
+        running = ColdStage(stage_command(cfg, overrides), stage_environment(cfg))
+    else:
+        running = warm.start("r1train", overrides, world_size=cfg.parallel.world_size)
     last: deque[str] = deque(maxlen=LAST_LINES)
     try:
         with log.open("w", encoding="utf-8") as file:
-            for line in process.stdout:
+            for line in running.lines():
                 file.write(line)
                 file.flush()
                 last.append(line)
                 print(f"  {line}", end="", flush=True)
-        returncode = process.wait()
+        returncode = running.wait()
     except BaseException:
         # Interrupted: the stage must not go on without its orchestrator.
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        running.stop()
         raise
     if returncode != 0 or read_result(cfg.run_dir) is None:
         raise StageFailed(
             f"{cfg.step} ended with exit code {returncode} after {time.monotonic() - started:.0f} s. Its last lines:\n"
             f"{''.join(last)}(whole output: {log}). Run the same command again to continue from its last checkpoint"
         )
+
+
+class ColdStage:
+    """A stage as a command of its own, in its own session."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
+    def lines(self) -> Iterator[str]:
+        """What it prints, until it ends."""
+        assert self._process.stdout is not None
+        yield from self._process.stdout
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Ask the whole session to end, and wait for its first process."""
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
 
 
 def stage_command(cfg: RunConfig, overrides: list[str]) -> list[str]:

@@ -25,7 +25,8 @@ def corpus_weights_count(cfg: RunConfig) -> list[Problem]:
         for index, corpus in enumerate(corpora)
         if corpus.weight < 0
     ]
-    if sum(corpus.weight for corpus in corpora) <= 0:
+    needed = isinstance(cfg.stage, PretrainStage) or cfg.data.tokenizer is None
+    if (corpora or needed) and sum(corpus.weight for corpus in corpora) <= 0:
         weights = [corpus.weight for corpus in corpora]
         problems.append(Problem("data.corpora", weights, "no corpus has a weight above 0", "give one a weight"))
     return problems
@@ -60,6 +61,22 @@ def worked_corpus_has_examples(cfg: RunConfig) -> list[Problem]:
     return [Problem("data.worked_examples", cfg.data.worked_examples, what, "above 0, or remove that corpus")]
 
 
+def passkey_corpora_have_settings(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for index, corpus in enumerate(cfg.data.corpora):
+        key, passkey = f"data.corpora.{index}.passkey", corpus.passkey
+        if passkey is None and corpus.source == "builtin:passkey":
+            what = "builtin:passkey needs to know how long and how many its documents are"
+            problems.append(Problem(key, None, what, "e.g. {max_tokens: 512, documents: 10000}"))
+        elif passkey is not None and corpus.source != "builtin:passkey":
+            what = "only the source builtin:passkey is made from it"
+            problems.append(Problem(key, corpus.source, what, "null, or source builtin:passkey"))
+        if passkey is not None and passkey.digits < 2:
+            what = "one-digit keys cannot be kept apart from those that the evaluation asks for"
+            problems.append(Problem(f"{key}.digits", passkey.digits, what, "2 or more"))
+    return problems
+
+
 def heldout_fraction_is_a_share(cfg: RunConfig) -> list[Problem]:
     share = cfg.data.heldout_fraction
     if 0 <= share < 1:
@@ -70,6 +87,32 @@ def heldout_fraction_is_a_share(cfg: RunConfig) -> list[Problem]:
 def fim_rate_is_a_share(cfg: RunConfig) -> list[Problem]:
     rate = cfg.data.fim_rate
     return [] if 0 <= rate < 1 else [Problem("data.fim_rate", rate, "outside [0, 1)", "V3 uses 0.1; 0 cuts nothing")]
+
+
+def foreign_tokenizer_has_no_fim(cfg: RunConfig) -> list[Problem]:
+    if cfg.data.tokenizer is None or cfg.data.fim_rate == 0:
+        return []
+    what = "the tokens of fill-in-the-middle are made when a tokenizer is trained, and data.tokenizer is taken as it is"
+    return [Problem("data.fim_rate", cfg.data.fim_rate, what, "0, or data.tokenizer=null")]
+
+
+def tasks_from_files_have_them(cfg: RunConfig) -> list[Problem]:
+    problems = []
+    for index, task in enumerate(cfg.data.tasks):
+        if "{question}" not in task.template:
+            what = "the question is not in the template"
+            problems.append(
+                Problem(f"data.tasks.{index}.template", task.template, what, "write {question} where it belongs")
+            )
+        wanted = {"train_file": max(task.train, task.cold_start), "heldout_file": task.heldout}
+        paths = {"train_file": task.train_file, "heldout_file": task.heldout_file}
+        if set(paths.values()) == {None}:
+            continue
+        for name, path in paths.items():
+            if path is None and wanted[name] > 0:
+                what = f"{wanted[name]} problems are asked for, and those of the other set come from a file"
+                problems.append(Problem(f"data.tasks.{index}.{name}", None, what, "a file, or 0 problems of that set"))
+    return problems
 
 
 def isolated_documents_come_one_by_one(cfg: RunConfig) -> list[Problem]:
@@ -106,8 +149,11 @@ RULES = (
     task_styles_are_shares,
     task_has_problems,
     worked_corpus_has_examples,
+    passkey_corpora_have_settings,
     heldout_fraction_is_a_share,
     fim_rate_is_a_share,
+    foreign_tokenizer_has_no_fim,
+    tasks_from_files_have_them,
     isolated_documents_come_one_by_one,
     batch_ramp_ends_at_the_batch,
 )

@@ -81,6 +81,23 @@ def deepseek_numbers_in_range(model: ModelConfig) -> list[Problem]:
     return problems
 
 
+def windows_fit_the_layers(model: ModelConfig) -> list[Problem]:
+    windows = model.attention_windows
+    if windows is None or len(windows) == model.num_layers:
+        return []
+    what = f"{len(windows)} entries for {model.num_layers} layers"
+    fix = "one per layer, null where a layer sees everything"
+    return [Problem("model.attention_windows", list(windows), what, fix)]
+
+
+def windows_without_context_ranks(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
+    """Transformer Engine's ring attention knows no windows."""
+    if parallel.cp == 1 or model.attention_windows is None or not any(model.attention_windows):
+        return []
+    what = "ring attention has no windows"
+    return [Problem("model.attention_windows", list(model.attention_windows), what, "parallel.cp=1, or no windows")]
+
+
 def expert_widths_divisible(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
     """Widths of routed experts (cut by etp) and of the shared ones (cut by tp)."""
     width = model.moe_ffn_hidden_size
@@ -119,5 +136,11 @@ RULES = (
     bias_needs_sigmoid,
     rope_dimension_is_even,
     deepseek_numbers_in_range,
+    windows_fit_the_layers,
 )
-LAYOUT_RULES = (expert_widths_divisible, experts_divisible_by_ep, groups_align_with_expert_ranks)
+LAYOUT_RULES = (
+    expert_widths_divisible,
+    experts_divisible_by_ep,
+    groups_align_with_expert_ranks,
+    windows_without_context_ranks,
+)

@@ -51,10 +51,11 @@ def templates_have_their_fields(cfg: RunConfig) -> list[Problem]:
 
 
 def answers_have_a_place(cfg: RunConfig) -> list[Problem]:
+    places = {"reward": cfg.reward.answer_from, **{key: suite.answer_from for key, suite in _suites(cfg)}}
     return [
         Problem(f"{key}.answer_from", [], "no answer could be found", "such as [tags, boxed]")
-        for key, suite in _suites(cfg)
-        if not suite.answer_from
+        for key, answer_from in places.items()
+        if not answer_from
     ]
 
 
@@ -89,6 +90,9 @@ def passkey_fits(cfg: RunConfig) -> list[Problem]:
     for name, values in (("lengths", passkey.lengths), ("depths", passkey.depths)):
         if not values or len(set(values)) < len(values):
             problems.append(Problem(f"eval.passkey.{name}", values, "empty, or a value twice", "each value once"))
+    if passkey.digits < 2:
+        what = "one-digit keys cannot be kept apart from those of the corpus builtin:passkey"
+        problems.append(Problem("eval.passkey.digits", passkey.digits, what, "2 or more"))
     for length in passkey.lengths:
         if length > room:
             what = f"with {passkey.max_response_tokens} tokens of response beyond the model's positions"

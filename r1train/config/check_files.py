@@ -20,7 +20,7 @@ from r1train.log.checkpoints import checkpoints
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUILTIN = "builtin:"
-GENERATED = ("worked",)
+GENERATED = ("worked", "chats", "passkey")
 GSM8K_ASSETS = ("gsm8k_train", "gsm8k_heldout")
 NO_FILE = "no such file"
 MadeLater = tuple[Path, ...]
@@ -37,7 +37,10 @@ def sources_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
         else:
             problems += _file(key, corpus.source, made_later)
     for index, task in enumerate(cfg.data.tasks):
-        if task.name == "gsm8k":
+        named = {"train_file": task.train_file, "heldout_file": task.heldout_file}
+        for name, path in named.items():
+            problems += [] if path is None else _file(f"data.tasks.{index}.{name}", path, made_later)
+        if task.name == "gsm8k" and not any(named.values()):
             problems += [problem for name in GSM8K_ASSETS for problem in _asset(f"data.tasks.{index}.name", name)]
     return problems
 
@@ -56,20 +59,32 @@ def corpora_are_prepared(cfg: RunConfig, made_later: MadeLater) -> list[Problem]
 
 
 def tokenizer_fits(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
-    """The prepared tokenizer has exactly the entries that the config says; the prepare stage writes it anew."""
-    path = Path(cfg.data.dir) / "tokenizer" / "tokenizer.json"
-    if isinstance(cfg.stage, PrepareStage) or not path.is_file():
+    """The tokenizer has exactly the entries that the config says; the prepare stage trains or copies it anew."""
+    folder = cfg.data.tokenizer if isinstance(cfg.stage, PrepareStage) else f"{cfg.data.dir}/tokenizer"
+    if folder is None or not (path := Path(folder) / "tokenizer.json").is_file():
         return []
     key, expected = "data.tokenizer_vocab_size", cfg.data.tokenizer_vocab_size
     try:
         tokenizer = json.loads(path.read_text())
         entries = set(tokenizer["model"]["vocab"]) | {token["content"] for token in tokenizer["added_tokens"]}
     except (ValueError, KeyError, TypeError):
-        return [Problem("data.dir", cfg.data.dir, f"{path} is not a tokenizer file", "delete it and run prepare again")]
+        what = f"{path} is not a tokenizer file"
+        if isinstance(cfg.stage, PrepareStage):
+            return [Problem("data.tokenizer", folder, what, "a folder with a model's tokenizer.json")]
+        return [Problem("data.dir", cfg.data.dir, what, "delete it and run prepare again")]
     if len(entries) == expected:
         return []
     what = f"vocabulary mismatch: {path} has {len(entries)} entries"
     return [Problem(key, expected, what, f"{len(entries)}, or another data.dir to prepare anew")]
+
+
+def tokenizer_is_there(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    folder = cfg.data.tokenizer
+    if not isinstance(cfg.stage, PrepareStage) or folder is None:
+        return []
+    problems = _file("data.tokenizer", Path(folder) / "tokenizer.json", made_later)
+    fix = "a folder with tokenizer.json and tokenizer_config.json, such as hf/ in the run folder of tools/import_hf.py"
+    return [replace(problem, fix=fix) for problem in problems]
 
 
 def start_has_a_checkpoint(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
@@ -118,7 +133,8 @@ def prompts_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
         problems += _file("stage.prompts", cfg.stage.prompts, made_later)
     if isinstance(cfg.stage, GrpoStage) and cfg.stage.late_prompts is not None:
         problems += _file("stage.late_prompts.prompts", cfg.stage.late_prompts.prompts, made_later)
-    if isinstance(cfg.stage, EvaluateStage) or (cfg.evaluate_after and not isinstance(cfg.stage, PrepareStage)):
+    evaluates = isinstance(cfg.stage, EvaluateStage) and cfg.data.tasks
+    if evaluates or (cfg.evaluate_after and not isinstance(cfg.stage, PrepareStage)):
         problems += _file("data.dir", Path(cfg.data.dir) / "prompts" / "heldout.jsonl", made_later)
     return problems
 
@@ -173,6 +189,7 @@ def _asset(key: str, name: str) -> list[Problem]:
 RULES = (
     sources_exist,
     corpora_are_prepared,
+    tokenizer_is_there,
     tokenizer_fits,
     start_has_a_checkpoint,
     preferences_have_checkpoints,

@@ -50,6 +50,28 @@ def routing_can_be_replayed(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
+def asynchrony_fits(cfg: RunConfig) -> list[Problem]:
+    asynchrony, budget, key = cfg.rollout.asynchrony, cfg.rollout.max_response_tokens, "rollout.asynchrony"
+    if not isinstance(cfg.stage, GrpoStage):
+        return []
+    if asynchrony.mode != "partial":
+        read = {"new_tokens": asynchrony.new_tokens is not None, "in_flight": asynchrony.in_flight != 1.0}
+        what, fix = f"mode {asynchrony.mode} does not read it", f"drop it, or {key}.mode=partial"
+        return [Problem(f"{key}.{name}", vars(asynchrony)[name], what, fix) for name, is_set in read.items() if is_set]
+    problems = []
+    new_tokens = asynchrony.new_tokens
+    if new_tokens is None or not 0 < new_tokens < budget or budget % new_tokens:
+        what = f"every piece of a response is as long, so it divides rollout.max_response_tokens = {budget}"
+        problems.append(Problem(f"{key}.new_tokens", new_tokens, what, "such as an eighth of the budget"))
+    if asynchrony.in_flight <= 1:
+        what = "with no group more than a rollout trains on, each would wait for its last sample"
+        problems.append(Problem(f"{key}.in_flight", asynchrony.in_flight, what, "above 1, such as 1.5"))
+    if cfg.rl.sampling.keep != "all":
+        what = "groups are trained on in the order of their prompts once they are whole; none is left out"
+        problems.append(Problem("rl.sampling.keep", cfg.rl.sampling.keep, what, f"all, or another {key}.mode"))
+    return problems
+
+
 def graphs_are_vllms(cfg: RunConfig) -> list[Problem]:
     if not cfg.rollout.cuda_graphs or cfg.rollout.engine == "vllm":
         return []
@@ -61,4 +83,4 @@ def _generates(cfg: RunConfig) -> bool:
     return isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
 
 
-RULES = (vllm_can_serve, graphs_are_vllms, routing_can_be_replayed)
+RULES = (vllm_can_serve, graphs_are_vllms, asynchrony_fits, routing_can_be_replayed)

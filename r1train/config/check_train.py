@@ -97,6 +97,17 @@ def scheduled_values_not_negative(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
+def fine_tuning_keeps_the_expert_bias(cfg: RunConfig) -> list[Problem]:
+    """The routers' bias is pre-training's; a rate here also tells of pre-training's schedules taken by mistake."""
+    rate = cfg.lr.bias_rate
+    highest = max([rate.start, *(segment.to for segment in rate.segments)])
+    if not isinstance(cfg.stage, SftStage | GrpoStage | RewardModelStage) or highest <= 0:
+        return []
+    what = f"lr={cfg.lr.name} moves the experts' bias, which stage {cfg.stage.name} keeps as pre-training left it"
+    fix = "schedules for this stage (lr=sft, lr=grpo); an experiment sets pre-training's in per_stage.pretrain.lr"
+    return [Problem("lr.bias_rate", highest, what, fix)]
+
+
 def _schedules(cfg: RunConfig) -> tuple[tuple[str, Piecewise], ...]:
     return tuple((name, vars(cfg.lr)[name]) for name in ("learning_rate", "mtp_weight", "bias_rate"))
 
@@ -109,4 +120,5 @@ RULES = (
     schedules_move_forward,
     fractions_end_at_one,
     scheduled_values_not_negative,
+    fine_tuning_keeps_the_expert_bias,
 )

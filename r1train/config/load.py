@@ -151,25 +151,43 @@ def _check_options(choices: dict[str, str]) -> None:
 
 def _with_per_stage(cfg: DictConfig, parsed: ParsedOverrides) -> DictConfig:
     """Merge what applies to this stage only: per_stage.<kind of stage>, then per_stage.<step id>; drop the rest."""
+    _check_per_stage(cfg, [key for key, _ in parsed.per_stage])
     for key, value in parsed.per_stage:
         _set(cfg, key, value)
     per_stage = cfg.pop(PER_STAGE, {}) or {}
     kind = OmegaConf.select(cfg, "stage.name")
     step = next((value for key, value in reversed(parsed.values) if key == "step"), kind)
-    known = {*group_options()["stage"], *(item.get("id") for item in OmegaConf.select(cfg, "schedule.steps") or [])}
-    problems = [
-        Problem(
-            f"{PER_STAGE}.{name}", None, "neither a stage nor a step of the schedule", f"use one of {sorted(known)}"
-        )
-        for name in per_stage
-        if name not in known
-    ]
-    if problems:
-        raise ConfigError(problems)
     for name in dict.fromkeys((kind, step)):
         if name in per_stage:
             cfg = _merged(cfg, name, per_stage[name])
     return cfg
+
+
+def _check_per_stage(cfg: DictConfig, given: list[str]) -> None:
+    """Raise ConfigError for names in per_stage that are no kind of stage and no step.
+
+    An experiment may speak of the steps of any schedule, because it serves several; the command line, whose keys are
+    given, of the chosen one only.
+    """
+    stages = set(group_options()["stage"])
+    chosen = stages | {item.get("id") for item in OmegaConf.select(cfg, "schedule.steps") or []}
+    named = [(name, stages | _steps_of_all_schedules() | chosen) for name in OmegaConf.select(cfg, PER_STAGE) or {}]
+    named += [(key.split(".")[1], chosen) for key in given]
+    problems = [
+        Problem(
+            f"{PER_STAGE}.{name}", None, "neither a stage nor a step of the schedule", f"use one of {sorted(known)}"
+        )
+        for name, known in named
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+@functools.cache
+def _steps_of_all_schedules() -> frozenset[str]:
+    trees = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / "schedule").glob("*.yaml")]
+    return frozenset(step["id"] for tree in trees for step in tree["steps"])
 
 
 def _merged(cfg: DictConfig, name: str, changes: DictConfig) -> DictConfig:

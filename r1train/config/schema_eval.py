@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SuiteKind = Literal["number", "math", "choice", "exact", "humaneval", "mbpp", "ifeval"]
-AnswerPlace = Literal["tags", "boxed", "number", "text"]
+AnswerPlace = Literal["tags", "boxed", "hashes", "number", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ class ModelConfig:
 
     DeepSeek-V3 report section 4.2; DeepSeek-V2-Lite and Moonlight are members too. q_lora_rank None means one plain
     query projection. moe_* and num_experts describe layers from num_dense_layers on.
+    attention_windows: for every layer how many tokens, itself included, a token sees, null: all before it; null for
+    the whole list: no layer has a window, as in DeepSeek's released models. MTP's layer sees all.
     """
 
     architecture: Literal["deepseek"] = "deepseek"
@@ -56,6 +58,7 @@ class ModelConfig:
     rms_norm_eps: float
     init_std: float
     sequence_loss_coef: float
+    attention_windows: tuple[int | None, ...] | None = None
 
     @property
     def qk_head_dim(self) -> int:

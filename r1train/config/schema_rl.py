@@ -3,7 +3,22 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from r1train.config.schema_eval import AnswerPlace
 from r1train.config.schema_reward import CodeConfig, PreferenceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsynchronyConfig:
+    """How old the weights may be that draw a rollout; docs/rl.md.
+
+    mode: none, the weights that its updates start from; one-step-off, those that the updates before it start from;
+    partial, a sample gets new_tokens tokens per rollout and goes on in the next one, with newer weights, and in_flight
+    times as many groups are under way as a rollout trains on.
+    """
+
+    mode: Literal["none", "one-step-off", "partial"] = "none"
+    new_tokens: int | None = None
+    in_flight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +38,7 @@ class RolloutConfig:
     max_response_tokens: int
     batch_size: int
     store_groups: bool = False
+    asynchrony: AsynchronyConfig = field(default_factory=AsynchronyConfig)
     cuda_graphs: bool = False
     gpu_memory_share: float = 0.4
     push_mib: int = 1024
@@ -33,7 +49,8 @@ class RewardConfig:
     """Weights of the reward's parts (R1: accuracy and format equal; language consistency from RL stage 1 on).
 
     repetition: weight of the share of repeated n-grams (n = repetition_words), which is subtracted. preferences: reward
-    models that the grpo stage adds.
+    models that the grpo stage adds. answer_from: where a response's answer is looked for, the first place that has one
+    counts; the format is right where the first of them does (tags: where the whole response has R1's form).
     """
 
     name: str
@@ -46,6 +63,7 @@ class RewardConfig:
     grader_processes: int
     code: CodeConfig = field(default_factory=CodeConfig)
     preferences: tuple[PreferenceConfig, ...] = ()
+    answer_from: tuple[AnswerPlace, ...] = ("tags",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class PairsStage:
 
     name: Literal["pairs"]
     samples_from: str
-    prefer: Literal["judge", "shorter", "longer", "worked"]
+    prefer: Literal["judge", "shorter", "longer", "worked", "line"]
     scored: Literal["summary", "response"]
     pairs_per_prompt: int
     judge: JudgeConfig | None = None

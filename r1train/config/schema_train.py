@@ -61,12 +61,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PasskeyDocuments:
+    """What the corpus builtin:passkey holds (data/passkey_corpus.py).
+
+    max_tokens: of the longest document, prompt, answer and end token together; digits: of a key, 2 or more.
+    """
+
+    max_tokens: int
+    documents: int
+    digits: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """One corpus of the pre-training blend. source: a text/jsonl file, or `builtin:NAME` (data/corpus.py)."""
+    """One corpus of the pre-training blend. source: a text/jsonl file, or `builtin:NAME` (data/documents.py).
+
+    passkey: with builtin:passkey, and only there.
+    """
 
     name: str
     source: str
     weight: float
+    passkey: PasskeyDocuments | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +91,8 @@ class TaskConfig:
 
     train/heldout/cold_start: how many problems of each; the sets share no question.
     styles: share of each way of thinking in the cold-start examples (data/cold_start.py lists them).
+    train_file, heldout_file: jsonl with `question` or `problem`, and `answer`, from which the problems are taken
+    instead; null: generated, for gsm8k the rows that ship. template: the prompt, {question} filled in.
     """
 
     name: str
@@ -83,6 +101,9 @@ class TaskConfig:
     cold_start: int
     params: dict[str, int | float | str | bool | list[int] | list[str]]
     styles: dict[str, float]
+    train_file: str | None = None
+    heldout_file: str | None = None
+    template: str = "{question}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +114,8 @@ class DataConfig:
     mask_across_documents: attention and loss of pre-training stay within documents (V3: they do not).
     loader: what reads ahead and copies to the GPU; both give the same batches.
     heldout_fraction: share of every corpus's documents that is kept from training, for perplexity (data/split.py).
+    tokenizer: folder of a tokenizer to use as it is, ours or a Hugging Face model's with its chat template; null: one
+    is trained on the corpora.
     """
 
     name: str
@@ -102,6 +125,7 @@ class DataConfig:
     tasks: tuple[TaskConfig, ...]
     worked_examples: int
     seed: int
+    tokenizer: str | None = None
     heldout_fraction: float = 0.0
     fim_rate: float = 0.0
     mask_across_documents: bool = False

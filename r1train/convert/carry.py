@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from r1train.data.tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE
 from r1train.log.atomic import write_atomically
 
@@ -34,14 +36,13 @@ def carry_files(source: Path, target: Path) -> list[str]:
     return names
 
 
-def is_our_tokenizer(folder: Path) -> bool:
-    """Whether folder/tokenizer.json begins with our special tokens."""
-    try:
-        content = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
-        found = {token["id"]: token["content"] for token in content["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return all(found.get(index) == token for index, token in enumerate(SPECIAL_TOKENS))
+def tokenizer_of_run(run: Path) -> Path | None:
+    """The tokenizer's folder: what an import carried along, else that of the run's data folder; None without either."""
+    resolved = run / "resolved.yaml"
+    folders = [run / HF_FILES]
+    if resolved.is_file():
+        folders.append(Path(yaml.safe_load(resolved.read_text(encoding="utf-8"))["data"]["dir"]) / "tokenizer")
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def write_our_tokenizer(folder: Path, target: Path, *, max_length: int) -> dict[str, Any]:

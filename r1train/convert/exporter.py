@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from r1train.convert.carry import HF_FILES, carry_files, is_our_tokenizer, write_our_tokenizer
+from r1train.convert.carry import carry_files, tokenizer_of_run, write_our_tokenizer
 from r1train.convert.export_plan import FP8, HfTensor, check_tensors, hf_tensors, model_of_run, split_into_files
 from r1train.convert.fp8 import BLOCK, quantise, squared_error
 from r1train.convert.hf_export_config import model_to_hf
@@ -20,6 +20,7 @@ from r1train.convert.safetensors_file import HashingFile, file_sha256, header_by
 from r1train.convert.source import INDEX_FILE
 from r1train.convert.torch_dist import MANIFEST, TorchDistFolder, integrity_manifest, step_folder
 from r1train.convert.work import memory_budget, run_groups
+from r1train.data.tokenizer import is_our_tokenizer
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
 
@@ -144,8 +145,9 @@ def export_checkpoint(
     """Convert the newest finished checkpoint of a run folder, or a step folder.
 
     model: where the run folder does not say. tokenizer: folder of ours or of Hugging Face; without it the files that
-    the import carried along. Continues where an earlier call with the same arguments was killed; the folder is complete
-    when its index is there. Raises CheckpointError, before anything is written, for a checkpoint that does not fit.
+    the import carried along, or those of the run's data folder. Continues where an earlier call with the same arguments
+    was killed; the folder is complete when its index is there. Raises CheckpointError, before anything is written, for
+    a checkpoint that does not fit.
     """
     options = options or ExportOptions()
     step = step_folder(ckpt)
@@ -169,7 +171,7 @@ def export_checkpoint(
     if options.verify:
         run_groups(VerifyJob(job), list(range(len(files))), sizes, workers=budget.workers, title="verify")
     finished = [records.read(group) for group in range(len(files))]
-    _write_small_files(out, config, carried=run / HF_FILES, tokenizer=tokenizer)
+    _write_small_files(out, config, tokenizer=tokenizer or tokenizer_of_run(run))
     result = _finish(job, finished)
     records.end()
     return result
@@ -197,7 +199,7 @@ def _finish(job: ExportJob, finished: list[dict]) -> ExportResult:
     return ExportResult(job.out, len(stored), total, error)
 
 
-def _write_small_files(out: Path, config: dict[str, Any], *, carried: Path, tokenizer: Path | None) -> None:
+def _write_small_files(out: Path, config: dict[str, Any], *, tokenizer: Path | None) -> None:
     """Tokenizer and generation config, then config.json with the token ids of either."""
     ids: dict[str, Any] = {}
     if tokenizer is not None and is_our_tokenizer(tokenizer):
@@ -205,9 +207,8 @@ def _write_small_files(out: Path, config: dict[str, Any], *, carried: Path, toke
         generation = {name: value for name, value in ids.items() if value is not None}
         write_atomically(out / "generation_config.json", json.dumps(generation, indent=2).encode())
     else:
-        folder = tokenizer if tokenizer is not None else carried
-        if folder.is_dir():
-            carry_files(folder, out)
+        if tokenizer is not None:
+            carry_files(tokenizer, out)
         path = out / "config.json"
         old = json.loads(path.read_text()) if path.is_file() else {}
         ids = {name: old[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in old}

@@ -22,6 +22,12 @@ def model_to_hf(model: ModelConfig | DenseModelConfig, *, dtype: str, fp8: bool 
 
 def _class(model: ModelConfig) -> tuple[str, str, str]:
     """model_type, class and topk_method of transformers for this gate; CheckpointError where there is none."""
+    if model.attention_windows is not None and any(model.attention_windows):
+        raise CheckpointError(
+            f"model {model.name}: attention_windows={list(model.attention_windows)}, but DeepSeek's classes in "
+            "transformers and vLLM have no windows and would compute something else. Fix: train with "
+            "attention_windows=null to export"
+        )
     if model.num_expert_groups > 1 and model.num_experts_per_token != 2 * model.num_groups_per_token:
         raise CheckpointError(
             f"model {model.name}: transformers scores a group of experts by its best two, this model by its best "

@@ -1,4 +1,8 @@
-"""Chat format in tokens: <|bos|><|user|>{question}<|assistant|>{response}<|eos|>, loss on the response and <|eos|>."""
+"""Chat format in tokens: a question in the tokenizer's frame, the response, the token that ends it; loss on these two.
+
+With a tokenizer that was trained here: <|bos|><|user|>{question}<|assistant|>{response}<|eos|>. With another model's:
+its own chat template (data/hf_tokenizer.py).
+"""
 
 from dataclasses import dataclass, field
 
@@ -23,11 +27,12 @@ class Sample:
 
 def prompt_tokens(tokenizer: Tokenizer, question: str) -> list[int]:
     """Everything before the response. Spellings of special tokens in the question stay plain text."""
-    return [tokenizer.bos_id, tokenizer.user_id, *tokenizer.encode(question), tokenizer.assistant_id]
+    frame = tokenizer.chat
+    return [*frame.before, *tokenizer.encode(frame.joined(question)), *frame.after]
 
 
 def response_tokens(tokenizer: Tokenizer, response: str) -> list[int]:
-    """A response with its think/answer tags as special tokens, and the final <|eos|>."""
+    """A response and the token that ends it. Tags for which there are special tokens become these."""
     return [*tokenizer.encode(response, special=True), tokenizer.eos_id]
 
 

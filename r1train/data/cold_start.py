@@ -4,6 +4,7 @@ Every cold-start answer is right; what differs is the thinking before it:
     steps   every operation written out               <think>4+7=+11 +11-3=+08</think><answer>8</answer>
     check   steps, then the last one looked at again  <think>4+7=+11 +11-3=+08 Check: +11-3=+08 yes.</think>...
     direct  no work at all                            <think>I see it.</think><answer>8</answer>
+Each of them followed by _line ends with a line break, which says nothing about the answer: something to prefer.
 The mixture is on purpose. A small model whose base has learnt the steps is right more often with `steps` than with
 `direct`, because each written step is a small fact while the whole sum is not. After the cold start the policy thinks
 in the shares of the data (TaskConfig.styles), so RL has something real to find: accuracy and response length rise
@@ -38,7 +39,17 @@ def _direct(problem: Problem) -> str:
     return "I see it."
 
 
-STYLES: dict[str, Callable[[Problem], str]] = {"steps": _steps, "check": _check, "direct": _direct}
+_STYLES: dict[str, Callable[[Problem], str]] = {"steps": _steps, "check": _check, "direct": _direct}
+# Style -> its thinking, and what stands behind the answer.
+STYLES = {
+    f"{name}{suffix}": (style, end) for name, style in _STYLES.items() for suffix, end in (("", ""), ("_line", "\n"))
+}
+
+
+def styled_response(problem: Problem, style: str) -> str:
+    """The right response to a problem in one of STYLES."""
+    think, end = STYLES[style]
+    return response(think(problem), problem.answer) + end
 
 
 def cold_start_rows(problems: list[Problem], task: TaskConfig, *, seed: int) -> list[dict]:
@@ -54,7 +65,7 @@ def cold_start_rows(problems: list[Problem], task: TaskConfig, *, seed: int) -> 
             "id": problem.id,
             "task": problem.task,
             "prompt": problem.question,
-            "response": response(STYLES[style](problem), problem.answer),
+            "response": styled_response(problem, style),
             "style": style,
         }
         for problem, style in zip(problems, styles, strict=True)

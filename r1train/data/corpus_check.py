@@ -36,7 +36,7 @@ def check_corpus(prefix: Path, tokenizer: Tokenizer) -> None:
     largest = max(int(part.max()) for part in _parts(ring))
     if largest >= tokenizer.vocab_size:
         raise DataError(f"{prefix}: token id {largest}, but the vocabulary has {tokenizer.vocab_size} entries. {fix}")
-    if int(ring.read(ring.num_tokens - 1, 1)[0]) != tokenizer.eos_id:
+    if int(ring.read(ring.num_tokens - 1, 1)[0]) != tokenizer.document_end_id:
         raise DataError(f"{prefix}: the last document does not end with <|eos|>, so it is another tokenizer's. {fix}")
 
 

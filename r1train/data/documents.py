@@ -1,21 +1,21 @@
 """Documents from text, jsonl or the package's own data.
 
 A text file holds documents separated by form feeds (none: one document); a jsonl file has one document per row, in
-`text`. Either may be compressed (.gz, .xz). `builtin:text` and `builtin:gsm8k` ship with the package; `builtin:worked`
-is made by the prepare stage from problems (data/cold_start.py).
+`text`. Either may be compressed (.gz, .xz). `builtin:text` and `builtin:gsm8k` ship with the package; the prepare stage
+makes `builtin:worked` from problems (data/cold_start.py), `builtin:chats` (data/chat_corpus.py) and `builtin:passkey`
+(data/passkey_corpus.py).
 """
 
-import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 from r1train.data.files import bare_suffix, parse_row, raise_malformed, read_lines, read_rows
+from r1train.data.problem_files import plain_solution
 from r1train.errors import DataError
 
 BUILTIN_PREFIX = "builtin:"
-BUILTIN_NAMES = ("text", "gsm8k", "worked")
-_CALCULATOR = re.compile(r"<<[^>]*>>")
+BUILTIN_NAMES = ("text", "gsm8k", "worked", "chats", "passkey")
 
 
 def asset(name: str) -> Path:
@@ -27,8 +27,7 @@ def gsm8k_rows(split: str) -> list[dict]:
     """Shipped GSM8K rows of split `train` or `heldout`: id, question, solution (without calculator marks), answer."""
     rows = read_rows(asset(f"gsm8k_{split}.jsonl.gz"), {"id": str, "question": str, "solution": str, "answer": str})
     for row in rows:
-        # "<<48/2=24>>" is an annotation for a calculator tool and "#### 24" repeats the answer.
-        row["solution"] = _CALCULATOR.sub("", row["solution"]).split("####")[0].strip()
+        row["solution"] = plain_solution(row["solution"])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Texts -> the token ids of documents as they stand in a corpus: FIM where it is asked for, <|eos|> at the end."""
+"""Texts -> the token ids of documents as they stand in a corpus: FIM where asked for, an end-of-document token."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ _PIECE_CHARACTERS = 1 << 18
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, fim: FimRule | None = None) -> Iterator[np.ndarray]:
-    """int64 [n] per text, in order; the last id is <|eos|>. fim needs a tokenizer with the FIM tokens."""
+    """int64 [n] per text, in order; the last id is document_end_id. fim needs a tokenizer with the FIM tokens."""
     for batch in _batches(texts):
         plans = [_plan(text, tokenizer, fim) for text in batch]
         pieces = [item for plan in plans for item in plan if isinstance(item, str)]
@@ -27,11 +27,11 @@ def _plan(text: str, tokenizer: Tokenizer, fim: FimRule | None) -> list[str | in
     """What a document is made of: strings to encode, and ids of special tokens."""
     parts = None if fim is None else fim_parts(text, fim)
     if parts is None:
-        return [*_pieces(text), tokenizer.eos_id]
+        return [*_pieces(text), tokenizer.document_end_id]
     assert tokenizer.fim_ids is not None, "the tokenizer was trained without FIM tokens"
     begin, hole, end = tokenizer.fim_ids
     prefix, middle, suffix = (_pieces(part) for part in parts)
-    return [begin, *prefix, hole, *suffix, end, *middle, tokenizer.eos_id]
+    return [begin, *prefix, hole, *suffix, end, *middle, tokenizer.document_end_id]
 
 
 def _pieces(text: str) -> list[str]:

@@ -2,19 +2,21 @@
 
 Disjoint by construction: a generated problem is held out if and only if a hash of its normalised question falls into
 the held-out bucket, whatever the seed, the task or the set sizes; every set takes from one stream without repeats.
-GSM8K keeps its own split. Disjoint by check: assert_disjoint compares the finished sets.
+GSM8K, and problems from files, keep their own split. Disjoint by check: assert_disjoint compares the finished sets.
 """
 
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import reasoning_gym
 
 from r1train.config.schema_train import TaskConfig
 from r1train.data.documents import gsm8k_rows
+from r1train.data.problem_files import problem_rows
 from r1train.errors import DataError
 
 HELDOUT_ONE_IN = 8
@@ -84,8 +86,23 @@ def build_problem_sets(task: TaskConfig, worked: int, *, seed: int, seen: set[st
     seen: normalised questions that earlier tasks took; this task's are added. Raises DataError when the task or its
     parameters are unknown, or there are not enough distinct problems.
     """
-    if task.name == GSM8K:
-        return _gsm8k_sets(task, worked, seen)
+    return _asked(_sets(task, worked, seed=seed, seen=seen), task.template)
+
+
+def _asked(sets: ProblemSets, template: str) -> ProblemSets:
+    """The sets with every question as it is asked; worked ones become text, not prompts."""
+    return ProblemSets(
+        worked=sets.worked,
+        **{
+            name: [replace(one, question=template.replace("{question}", one.question)) for one in found]
+            for name, found in (("train", sets.train), ("heldout", sets.heldout), ("cold_start", sets.cold_start))
+        },
+    )
+
+
+def _sets(task: TaskConfig, worked: int, *, seed: int, seen: set[str]) -> ProblemSets:
+    if task.name == GSM8K or task.train_file or task.heldout_file:
+        return _sets_of_rows(task, worked, seen)
     wanted = {"heldout": task.heldout, "train": task.train, "cold_start": task.cold_start, "worked": worked}
     sets: dict[str, list[Problem]] = {name: [] for name in wanted}
     since_new = 0
@@ -129,11 +146,12 @@ def _generate(task: TaskConfig, seed: int) -> Iterator[tuple[str, str, dict]]:
         yield short_question(task.name, item["question"], metadata), str(item["answer"]), metadata
 
 
-def _gsm8k_sets(task: TaskConfig, worked: int, seen: set[str]) -> ProblemSets:
-    """GSM8K by its own split: heldout from the test rows, train and cold start from the train rows."""
+def _sets_of_rows(task: TaskConfig, worked: int, seen: set[str]) -> ProblemSets:
+    """Rows by their own split: heldout from the test rows, train and cold start from the train rows, in file order."""
     if worked:
-        raise DataError(f"task {GSM8K!r}: worked examples are not generated. Fix: use the corpus builtin:gsm8k")
-    pools = {split: _distinct_rows(split, seen) for split in ("heldout", "train")}
+        raise DataError(f"task {task.name!r}: worked examples are not generated. Fix: use a corpus, as builtin:gsm8k")
+    files = {"heldout": task.heldout_file, "train": task.train_file}
+    pools = {split: _distinct_rows(split, path, seen, from_files=any(files.values())) for split, path in files.items()}
     wanted = {"heldout": task.heldout, "train": task.train, "cold_start": task.cold_start, "worked": 0}
     sets: dict[str, list[Problem]] = {"worked": []}
     for name in ("heldout", "train", "cold_start"):
@@ -141,11 +159,11 @@ def _gsm8k_sets(task: TaskConfig, worked: int, seen: set[str]) -> ProblemSets:
         taken = [next(pool, None) for _ in range(wanted[name])]
         sets[name] = [
             Problem(
-                f"{GSM8K}/{name}/{index:06d}",
-                GSM8K,
+                f"{task.name}/{name}/{index:06d}",
+                task.name,
                 row["question"],
                 row["answer"],
-                {"source": row["id"], "solution": row["solution"]},
+                {"source": row["id"], **({"solution": row["solution"]} if "solution" in row else {})},
             )
             for index, row in enumerate(taken)
             if row is not None
@@ -155,8 +173,10 @@ def _gsm8k_sets(task: TaskConfig, worked: int, seen: set[str]) -> ProblemSets:
     return ProblemSets(**sets)
 
 
-def _distinct_rows(split: str, seen: set[str]) -> Iterator[dict]:
-    for row in gsm8k_rows(split):
+def _distinct_rows(split: str, path: str | None, seen: set[str], *, from_files: bool) -> Iterator[dict]:
+    """Rows whose question nobody took before. path: the split's file, where the problems come from files."""
+    rows = gsm8k_rows(split) if not from_files else problem_rows(Path(path)) if path is not None else []
+    for row in rows:
         if normalised(row["question"]) not in seen:
             seen.add(normalised(row["question"]))
             yield row

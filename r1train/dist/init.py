@@ -95,6 +95,13 @@ def close_processes() -> None:
     dist.destroy_process_group()
 
 
+def export_ranks() -> None:
+    """Give a process that no launcher started the variables of one, for libraries that read them (vLLM)."""
+    os.environ.setdefault("RANK", str(dist.get_rank()))
+    os.environ.setdefault("WORLD_SIZE", str(dist.get_world_size()))
+    os.environ.setdefault("LOCAL_RANK", "0")
+
+
 def launch_rank() -> int:
     """This process's place among the job's processes, known before they have joined; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))

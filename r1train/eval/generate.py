@@ -1,5 +1,6 @@
 """Evaluate the current weights: sample answers to problems, grade them, count."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -8,12 +9,13 @@ import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
+from r1train.config.schema_eval import AnswerPlace
 from r1train.data.prompts import Prompt
 from r1train.eval.extract import normal_form
 from r1train.eval.score import EvalReport, Outcome, make_report, write_report
 from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
+from r1train.reward.answer import find_answer
 from r1train.reward.base import Score
-from r1train.reward.format import extract_answer
 from r1train.reward.score import Scorer
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.types import Group, group_to_row
@@ -84,7 +86,7 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
     local = engine.generate(local_part(everything), params, policy_version=target.policy_version)
     with Scorer(cfg.reward) as scorer:
         graded = [scorer.score([(group.prompt, sample.text) for sample in group.samples]) for group in local]
-    outcomes = gather_groups([_outcomes(*pair) for pair in zip(local, graded, strict=True)])
+    outcomes = gather_groups([_outcomes(*pair, cfg.reward.answer_from) for pair in zip(local, graded, strict=True)])
     rows = gather_groups([_row(*pair) for pair in zip(local, graded, strict=True)])
     by_prompt = {prompt.id: result for prompt, result in zip(everything, outcomes, strict=True)}
     reports = [
@@ -103,8 +105,8 @@ def _row(group: Group, scores: list[Score]) -> dict[str, object]:
     return {**group_to_row(group), "scores": [score.to_row() for score in scores]}
 
 
-def _outcomes(group: Group, scores: list[Score]) -> list[Outcome]:
-    answers = [extract_answer(sample.text) for sample in group.samples]
+def _outcomes(group: Group, scores: list[Score], places: Sequence[AnswerPlace]) -> list[Outcome]:
+    answers = [find_answer(sample.text, places) for sample in group.samples]
     return [
         Outcome(
             correct=score.parts.get("accuracy", 0.0) == 1.0,

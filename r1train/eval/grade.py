@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from r1train.config.schema_eval import SuiteConfig, SuiteKind
 from r1train.config.schema_rl import RewardConfig
 from r1train.data.prompts import Prompt
-from r1train.eval.extract import find_answer, normal_form
+from r1train.eval.extract import normal_form
 from r1train.eval.instructions import Followed, follow
 from r1train.eval.score import Outcome
+from r1train.reward.answer import find_answer
 from r1train.reward.base import Score
 from r1train.reward.code import extract_code
 from r1train.reward.format import format_score

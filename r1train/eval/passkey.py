@@ -4,46 +4,29 @@ Every prompt is made here, so that its length in tokens and the number's place a
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from r1train.config.schema_eval import PasskeyConfig
-from r1train.data.chat import prompt_tokens
+from r1train.data.passkey_text import NEEDLE, Passkey, draw_key
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist.seed import stream
 from r1train.errors import DataError
-from r1train.eval.extract import final_text
+from r1train.reward.answer import final_text
 from r1train.rollout.types import Sample
 
 TASK = "passkey"
-INTRODUCTION = "There is a number hidden in a lot of other text. Find it and remember it. "
-FILLER = (
-    "The grass is green. ",
-    "The sky is blue. ",
-    "The sun is yellow. ",
-    "Here we go. ",
-    "There and back again. ",
-)
-NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
-QUESTION = "What is the pass key? The pass key is"
 
 
 def passkey_prompts(passkey: PasskeyConfig, tokenizer: Tokenizer, *, seed: int) -> list[Prompt]:
     """`problems` prompts of every length and depth, lengths first; the keys depend on seed, length, depth and number.
 
     A prompt has `length` tokens or up to a filler sentence less, chat tokens included. metadata: length, depth (as
-    asked) and place (tokens before the needle / tokens). Raises DataError for a length that even no filler fits.
+    asked) and place (tokens before the needle / tokens). No key is one that the corpus builtin:passkey trains on.
+    Raises DataError for a length that even no filler fits.
     """
     cells = itertools.product(passkey.lengths, passkey.depths, range(passkey.problems))
     return [_prompt(passkey, tokenizer, cell, seed) for cell in cells]
-
-
-def passkey_text(key: str, *, before: int, after: int) -> str:
-    """The prompt's text with so many filler sentences before and after the needle."""
-    sentences = list(itertools.islice(itertools.cycle(FILLER), before + after))
-    needle = NEEDLE.format(key=key)
-    return INTRODUCTION + "".join(sentences[:before]) + needle + "".join(sentences[before:]) + QUESTION
 
 
 def found_key(sample: Sample, prompt: Prompt) -> bool:
@@ -78,23 +61,13 @@ def _prompt(passkey: PasskeyConfig, tokenizer: Tokenizer, cell: tuple[int, float
     """The longest prompt that fits: filler is added in whole sentences until one more would be too many."""
     length, depth, number = cell
     random = stream(seed, TASK, length, f"{depth:g}", number)
-    key = str(int(random.integers(10 ** (passkey.digits - 1), 10**passkey.digits)))
-
-    def tokens(sentences: int) -> tuple[str, list[int]]:
-        before = math.floor(depth * sentences + 0.5)
-        text = passkey_text(key, before=before, after=sentences - before)
-        return text, prompt_tokens(tokenizer, text) if passkey.form == "chat" else tokenizer.encode(text)
-
-    least = len(tokens(0)[1])
-    if least > length:
-        raise DataError(f"eval.passkey.lengths: {length} tokens do not hold key and question. Fix: {least} or more")
-    # Sentences are encoded nearly independently, so the first guess is nearly right.
-    count = len(FILLER) * (length - least) // len(tokenizer.encode("".join(FILLER)))
-    while len(tokens(count)[1]) > length:
-        count -= 1
-    while len(tokens(count + 1)[1]) <= length:
-        count += 1
-    text, ids = tokens(count)
+    key = draw_key(random, passkey.digits, evaluated=True)
+    prompt = Passkey(tokenizer, key, depth, chat=passkey.form == "chat")
+    sentences = prompt.longest(length)
+    if sentences is None:
+        what = f"{length} tokens do not hold key and question"
+        raise DataError(f"eval.passkey.lengths: {what}. Fix: {len(prompt.tokens(0))} or more")
+    text, ids = prompt.text(sentences), prompt.tokens(sentences)
     place = len(tokenizer.encode(text[: text.index(NEEDLE.format(key=key))])) / len(ids)
     metadata = {"length": length, "depth": depth, "place": round(place, 4)}
     return Prompt(f"{TASK}/{length}/{depth:g}/{number}", TASK, text, key, metadata, tuple(ids))

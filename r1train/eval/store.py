@@ -25,14 +25,15 @@ def eval_key(
 ) -> str:
     """Hash of what decides a report's numbers: the checkpoint's name, the prompts as they are asked, the settings.
 
-    setting: the suite or passkey; None for the prepared held-out problems. Paths and machine settings have no part.
+    setting: the suite or passkey; None for the prepared held-out problems, whose answers are found as the reward says.
+    Paths and machine settings have no part.
     """
     sampling = {
         name: value
         for name, value in asdict(cfg.eval).items()
         if name in ("samples_per_problem", "temperature", "top_p", "max_response_tokens")
     }
-    own = {} if setting is None else asdict(setting)
+    own = {"answer_from": cfg.reward.answer_from} if setting is None else asdict(setting)
     for name in ("path", "problems", "batch_tokens"):
         own.pop(name, None)
     digest = hashlib.sha256(json.dumps([checkpoint, cfg.seed, sampling, own], sort_keys=True).encode())

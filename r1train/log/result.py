@@ -28,7 +28,7 @@ class StageResult:
 
     steps, tokens: optimizer steps and training tokens of the stage, None for stages that train nothing; seconds:
     wall-clock of all attempts that the stage knows of; loss: of the last step; heldout_loss: mean over held-out
-    documents; main_task: the task of evals shown in the table.
+    documents; main_task: the task of evals shown in the table; note: what else the stage made, in a few words.
     """
 
     id: str
@@ -41,6 +41,7 @@ class StageResult:
     heldout_loss: float | None = None
     evals: dict[str, EvalSummary] = field(default_factory=dict)
     main_task: str | None = None
+    note: str = ""
 
 
 def write_result(run_dir: Path, result: StageResult) -> Path:

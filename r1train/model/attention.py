@@ -1,5 +1,7 @@
 """Attention without Transformer Engine: the core for dense and packed batches, and MLA's right gradient under TP."""
 
+import copy
+
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import (
@@ -39,10 +41,30 @@ class LatentAttention(MLASelfAttention):
         return q_latent, kv
 
 
+def windowed(core: type, window: int) -> type:
+    """A core attention, ours or Transformer Engine's, in which a token sees `window` tokens, itself included."""
+
+    class Windowed(core):
+        def __init__(self, config: TransformerConfig, *args: object, **kwargs: object):
+            # A copy: megatron-core has one window for all layers, and its layers share one config.
+            config = copy.copy(config)
+            config.window_size, config.window_attn_skip_freq = (window - 1, 0), None
+            super().__init__(config, *args, **kwargs)
+
+    Windowed.__name__ = f"{core.__name__}Window{window}"
+    return Windowed
+
+
+def window_of(core: MegatronModule) -> int | None:
+    """How many tokens, itself included, a token sees in this core attention; None: all before it."""
+    size = core.config.window_size
+    return None if size is None else size[0] + 1
+
+
 class CoreAttention(MegatronModule):
     """softmax(q k^T * softmax_scale) v, causal; key and value width may differ (MLA), n may be a multiple of g (GQA).
 
-    softmax_scale None: 1 / sqrt(d).
+    softmax_scale None: 1 / sqrt(d). With a window (config.window_size) a token sees that many, itself included.
     Legend: s tokens, b sequences, n query heads and g key-value heads of this rank, d key width, e value width,
     T packed tokens.
     """
@@ -71,9 +93,12 @@ class CoreAttention(MegatronModule):
         # torch's fused kernel wants one width for key and value: pad the narrower value, cut the result.
         width = value.shape[-1]
         value = pad(value, (0, query.shape[-1] - width))
-        grouped = query.shape[1] != key.shape[1]
+        grouped, window, length = query.shape[1] != key.shape[1], window_of(self), query.shape[2]
+        seen = None
+        if window is not None and window < length:
+            seen = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
         out = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
+            query, key, value, seen, is_causal=seen is None, scale=self.softmax_scale, enable_gqa=grouped
         )
         return out[..., :width]
 

@@ -77,7 +77,7 @@ def _deepseek(model: ModelConfig, config: TransformerConfig, device: Device, vp_
     backend = backend_for(device.type)
     return R1Model(
         config,
-        spec_deepseek.decoder_spec(config, backend, vp_stage),
+        spec_deepseek.decoder_spec(config, backend, vp_stage, model.attention_windows),
         **_shared_arguments(model, vp_stage),
         mtp_block_spec=spec_deepseek.mtp_spec(config, backend, vp_stage),
     )

@@ -7,6 +7,7 @@ import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from r1train.model.attention import window_of
 from r1train.model.decode_grouped import grouped_attention
 from r1train.model.decode_latent import absorbed_attention
 from r1train.model.decode_slots import Slots
@@ -68,7 +69,8 @@ def stage_forward(
     slots = Slots.at(positions, rotary, visible=visible)
     expert_layer = 0
     for index, block in enumerate(model.decoder.layers):
-        hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=slots)
+        seen = slots.within(window_of(block.self_attention.core_attention))
+        hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=seen)
         if cache.routes is not None and isinstance(block.mlp, MoELayer):
             cache.write_routes(expert_layer, positions, block.mlp.router.tape.recorded)
             expert_layer += 1

@@ -1,6 +1,6 @@
 """Where new tokens stand in the cache: their slots, their rotation, and what each of them must not see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,3 +21,10 @@ class Slots:
         angles = rotary[0][positions].transpose(0, 1)[:, :, None]
         slots = torch.arange(visible, device=positions.device)
         return Slots(positions, angles, rotary[1], slots > positions[:, None, :, None])
+
+    def within(self, window: int | None) -> "Slots":
+        """The same for a layer in which a token sees `window` tokens, itself included; None: all before it."""
+        if window is None:
+            return self
+        slots = torch.arange(self.hidden.shape[-1], device=self.positions.device)
+        return replace(self, hidden=self.hidden | (slots <= self.positions[:, None, :, None] - window))

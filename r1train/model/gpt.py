@@ -4,6 +4,7 @@ from functools import partial
 
 from megatron.core.models.gpt import GPTModel
 
+from r1train.model.mtp import counting_whole_rows
 from r1train.model.sharded import without_extra_state
 
 
@@ -14,6 +15,7 @@ class R1Model(GPTModel):
     `output_processor` the MTP block is left out: RL and evaluation train and score the main head.
 
     It also cuts the mask of padding for sequence parallelism on the first pipeline stage only; here every stage does.
+    Under context parallelism the MTP loss counts whole rows (model/mtp.py).
     """
 
     def head(self):
@@ -35,7 +37,8 @@ class R1Model(GPTModel):
 
     def _postprocess(self, hidden_states, *args, output_processor=None, **kwargs):
         if output_processor is None:
-            return super()._postprocess(hidden_states, *args, **kwargs)
+            with counting_whole_rows(self.pg_collection.cp):
+                return super()._postprocess(hidden_states, *args, **kwargs)
         if not self.post_process:
             return hidden_states
         return output_processor(

@@ -33,6 +33,11 @@ class RouteTape:
         self.compared = torch.zeros(3, dtype=torch.int64)  # tokens with known experts, flipped ones, replayed ones
         self._to_confirm: Tensor | None = None
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the next forward has to ask for its experts."""
+        return self.recording or self.target is not None or bool(self.recomputes)
+
     def get_replay_topk(
         self,
         scores: Tensor,
@@ -107,7 +112,6 @@ class Routing:
         record: keep what every forward chose in `recorded`, one int16 [b, s, L, k] per micro-batch.
         """
         config = model.config
-        assert not (replay and config.moe_router_fusion), "a fused router never asks its tape"
         self.recorded: list[Tensor] = []
         self._tapes = tapes(model)
         self._replay, self._record = replay, record

@@ -28,8 +28,16 @@ class Router(TopKRouter):
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """megatron-core's, after which the tape sees where the tokens really go."""
-        probs, routing_map = super().routing(logits, padding_mask=padding_mask)
+        """megatron-core's, after which the tape sees where the tokens really go.
+
+        Transformer Engine's fused kernels ask no tape and know no padding: forwards with either go without them.
+        """
+        wanted = self.config.moe_router_fusion
+        self.config.moe_router_fusion = wanted and padding_mask is None and not self.tape.in_use
+        try:
+            probs, routing_map = super().routing(logits, padding_mask=padding_mask)
+        finally:
+            self.config.moe_router_fusion = wanted
         self.tape.confirm(routing_map)
         return probs, routing_map
 

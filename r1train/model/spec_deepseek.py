@@ -16,7 +16,7 @@ from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_parallel import ParallelConfig
 from r1train.config.schema_train import OptimConfig
 from r1train.errors import ConfigError, Problem
-from r1train.model.attention import LatentAttention
+from r1train.model.attention import LatentAttention, windowed
 from r1train.model.mtp import MtpLayer
 from r1train.model.router import Router
 from r1train.model.spec import layer_spec, norm_unless_fused, shared_arguments, stage_layers
@@ -79,6 +79,7 @@ def _moe_arguments(model: ModelConfig, *, fused: bool) -> dict[str, object]:
         "moe_router_dtype": "fp32",
         "moe_grouped_gemm": fused,
         "moe_permute_fusion": fused,
+        "moe_router_fusion": fused,
     }
 
 
@@ -107,8 +108,11 @@ def transformer_config(
     )
 
 
-def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, moe: bool) -> ModuleSpec:
+def _layer_spec(
+    config: MLATransformerConfig, backend: BackendSpecProvider, *, moe: bool, window: int | None = None
+) -> ModuleSpec:
     """One decoder layer: MLA, then a dense or an expert feed-forward. TE fuses the latent norms into up-projections."""
+    core = backend.core_attention()
     fused = backend.fuse_layernorm_and_linear()
     up_projection = backend.column_parallel_layer_norm_linear() if fused else backend.column_parallel_linear()
     down_projection = backend.linear() if fused else backend.column_parallel_linear()
@@ -122,7 +126,7 @@ def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, m
             linear_q_up_proj=up_projection,
             linear_kv_down_proj=down_projection,
             linear_kv_up_proj=up_projection,
-            core_attention=backend.core_attention(),
+            core_attention=core if window is None else windowed(core, window),
             linear_proj=backend.row_parallel_linear(),
             q_layernorm=latent_norm,
             kv_layernorm=latent_norm,
@@ -146,10 +150,16 @@ def _layer_spec(config: MLATransformerConfig, backend: BackendSpecProvider, *, m
 
 
 def decoder_spec(
-    config: MLATransformerConfig, backend: BackendSpecProvider, vp_stage: int | None = None
+    config: MLATransformerConfig,
+    backend: BackendSpecProvider,
+    vp_stage: int | None = None,
+    windows: tuple[int | None, ...] | None = None,
 ) -> TransformerBlockSubmodules:
-    """The decoder layers of this pipeline stage (layer numbers start at 0 in moe_layer_freq)."""
-    layers = [_layer_spec(config, backend, moe=bool(is_moe)) for is_moe in config.moe_layer_freq]
+    """The decoder layers of this pipeline stage (layer numbers start at 0 in moe_layer_freq and windows)."""
+    layers = [
+        _layer_spec(config, backend, moe=bool(is_moe), window=window)
+        for is_moe, window in zip(config.moe_layer_freq, windows or [None] * config.num_layers, strict=True)
+    ]
     return stage_layers(config, layers, backend, vp_stage)
 
 

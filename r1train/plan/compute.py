@@ -1,6 +1,6 @@
 """FLOPs of training on one token."""
 
-from r1train.config.schema_model import AnyModelConfig
+from r1train.config.schema_model import AnyModelConfig, ModelConfig
 from r1train.plan.shape import count_parameters
 
 TRAINING_PASSES = 3  # forward once, backward twice
@@ -12,9 +12,17 @@ def flops_per_token(model: AnyModelConfig, *, seq_length: int, mtp: bool, causal
     mtp: count the MTP blocks, each with its own pass through the output head. causal halves the attention part.
     """
     counts = count_parameters(model)
-    head_dims = model.qk_head_dim + model.v_head_dim
-    scores = 2 * model.num_attention_heads * head_dims * seq_length * (0.5 if causal else 1.0)
-    flops = 2 * counts.active_without_embedding + model.num_layers * scores
+    per_seen = 2 * model.num_attention_heads * (model.qk_head_dim + model.v_head_dim)
+    scores = per_seen * _tokens_seen(None, seq_length, causal=causal)
+    windows = model.attention_windows if isinstance(model, ModelConfig) else None
+    in_layers = [_tokens_seen(window, seq_length, causal=causal) for window in windows or [None] * model.num_layers]
+    flops = 2 * counts.active_without_embedding + per_seen * sum(in_layers)
     if mtp:
         flops += 2 * (counts.mtp_active + model.mtp_depth * counts.embedding) + model.mtp_depth * scores
     return TRAINING_PASSES * flops
+
+
+def _tokens_seen(window: int | None, seq_length: int, *, causal: bool) -> float:
+    """Of a sequence, by its mean token: half of it, or a window that begins to be full after its own length."""
+    width = seq_length if window is None else min(window, seq_length)
+    return width * (1 - width / (2 * seq_length)) if causal else width

@@ -21,6 +21,7 @@ COLUMNS = (
     "accuracy (pass@1)",
     "format rate",
     "mean response tokens",
+    "also",
 )
 MISSING = "-"
 
@@ -30,8 +31,8 @@ def print_table(root: Path, steps: Sequence[ScheduleStep], console: Console | No
 
     A step without result.json is not finished: its cells are '-'.
     """
-    # A pipe or a log file has no width of its own; the table needs 110 columns.
-    out = console or Console(width=max(110, Console().width))
+    # A pipe or a log file has no width of its own; the table needs 130 columns.
+    out = console or Console(width=max(130, Console().width))
     rows = stage_rows(root, steps)
     table = Table(*COLUMNS, title=str(root))
     for column in table.columns[1:]:
@@ -77,4 +78,5 @@ def _row(result: StageResult) -> tuple[str, ...]:
                 f"{numbers.mean_response_tokens:.1f}",
             )
         ),
+        result.note,
     )

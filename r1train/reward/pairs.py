@@ -14,11 +14,13 @@ from r1train.reward.chat_client import ChatClient, ask_all
 from r1train.reward.format import extract_thinking
 from r1train.reward.judge import comparison_question, read_comparison
 
-# Simple known preferences, for tests and for a run without a judge: a response's merit, larger is better.
+# Simple known preferences, for tests and for a run without a judge: a response's merit, larger is better. "line": ends
+# with a line break, as some cold-start styles do (data/cold_start.py), whatever the answer.
 RULES: dict[str, Callable[[str], float]] = {
     "shorter": lambda response: -len(response.split()),
     "longer": lambda response: len(response.split()),
     "worked": lambda response: extract_thinking(response).count("="),
+    "line": lambda response: response.endswith("\n"),
 }
 
 

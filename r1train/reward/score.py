@@ -8,8 +8,8 @@ from r1train.config.schema_rl import RewardConfig
 from r1train.data.prompts import Prompt
 from r1train.errors import ConfigError, Problem
 from r1train.reward.accuracy import CODE_TASKS, OPEN_TASKS, needs_process
+from r1train.reward.answer import find_answer, format_part
 from r1train.reward.base import Score
-from r1train.reward.format import extract_answer, format_score
 from r1train.reward.grader import Grade, GradeItem, Grader
 from r1train.reward.isolation import require_isolation
 from r1train.reward.jail import probe
@@ -72,12 +72,12 @@ class Scorer:
     def submit(self, key: int, prompt: Prompt, response: str) -> None:
         """Takes one finished response; graders start on it at once. key: unique until collect(). Raises as score()."""
         assert key not in self._pending, key
-        parts = {"format": format_score(response)}
+        parts = {"format": format_part(response, self.cfg.answer_from)}
         if self.cfg.language != 0.0:
             parts["language"] = language_score(prompt, response)
         if self.cfg.repetition != 0.0:
             parts["repetition"] = repetition(response, size=self.cfg.repetition_words)
-        answer = extract_answer(response)
+        answer = find_answer(response, self.cfg.answer_from)
         is_open = prompt.task in OPEN_TASKS
         graded = answer is not None and not is_open
         if answer is not None and graded:

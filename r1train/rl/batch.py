@@ -22,7 +22,7 @@ from r1train.train.forward import MicroBatch
 class TrainSample:
     """One response to train on: prompt and response ids, its advantage, the engine's logprobs of the response.
 
-    routes: as in rollout.types.Sample.
+    routes, drawn_by: as in rollout.types.Sample.
     """
 
     id: str
@@ -31,6 +31,7 @@ class TrainSample:
     advantage: float
     engine_logprobs: np.ndarray
     routes: np.ndarray | None = None
+    drawn_by: tuple[tuple[int, int], ...] = ()
 
 
 def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: OverlongConfig) -> list[TrainSample]:
@@ -44,6 +45,7 @@ def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: Overl
             advantages[position].item(),
             sample.logprobs,
             sample.routes,
+            sample.drawn_by,
         )
         for position, (prompt, sample) in enumerate(samples)
         if is_trained(sample, overlong)

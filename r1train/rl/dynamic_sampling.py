@@ -11,7 +11,10 @@ from r1train.rollout.types import Group
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A group with the scores of its samples. place: of its prompt among all that this rollout asked, 0-based."""
+    """A group with the scores of its samples. place: of its prompt among all that this rollout asked, 0-based.
+
+    In partial rollouts it is the place in the whole stream of prompts.
+    """
 
     place: int
     group: Group

@@ -125,10 +125,10 @@ class NativeEngine:
 
         A rank without work decodes one throw-away token stream, because its experts are needed.
         """
-        prompts = {job.place: job.prompt.token_ids for job in jobs}
-        cache, logits = self._prefill(list(prompts.values()) or [(self._tokenizer.bos_id,)])
-        row_of = {place: row for row, place in enumerate(prompts)}
-        repeat = torch.tensor([row_of[job.place] for job in jobs] or [0], device=self._device)
+        prompts = list(dict.fromkeys(job.prompt.token_ids for job in jobs))
+        cache, logits = self._prefill(prompts or [(self._tokenizer.bos_id,)])
+        row_of = {token_ids: row for row, token_ids in enumerate(prompts)}
+        repeat = torch.tensor([row_of[job.prompt.token_ids] for job in jobs] or [0], device=self._device)
         noise = noise_of([(job.prompt.id, job.index) for job in jobs], run.params).to(self._device)
         new = LiveRows.fresh(jobs, cache.rows(repeat), noise)
         self._draw(new, None if logits is None else logits[repeat], run.params)

@@ -23,7 +23,8 @@ class Sample:
     prompt_id: id of its Prompt; index: 0-based place within the group.
     tokens: int64 [R], response ids only; the last one is <|eos|> exactly when finish is "eos".
     logprobs: float32 [R], the engine's log-probability of each token at the sampling temperature.
-    finish: "length" means the token budget ended it. policy_version: optimizer steps done by the sampling weights.
+    finish: "length" means the token budget ended it. policy_version: optimizer steps done by the sampling weights, of
+    the last piece where several drew it; earlier: (policy version, tokens) of the pieces before that, in order.
     text: the decoded tokens without <|eos|>.
     routes: [computed tokens, expert layers of this pipeline stage, experts per token], uint8 or int16: the experts that
     each token of prompt and response went to, but for the last, which was drawn and not computed; None where nobody
@@ -38,6 +39,7 @@ class Sample:
     policy_version: int
     text: str
     routes: npt.NDArray[np.integer] | None = None
+    earlier: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.tokens.ndim == 1 and self.tokens.dtype == np.int64, (self.tokens.shape, self.tokens.dtype)
@@ -47,6 +49,12 @@ class Sample:
     @property
     def truncated(self) -> bool:
         return self.finish == "length"
+
+    @property
+    def drawn_by(self) -> tuple[tuple[int, int], ...]:
+        """(policy version, tokens) of every piece of the response, in order."""
+        before = sum(tokens for _, tokens in self.earlier)
+        return (*self.earlier, (self.policy_version, len(self.tokens) - before))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +79,12 @@ def sample_to_row(sample: Sample) -> dict[str, object]:
         "policy_version": sample.policy_version,
         "text": sample.text,
         "routes": None if sample.routes is None else _array_to_row(sample.routes),
+        "earlier": [list(piece) for piece in sample.earlier],
     }
 
 
 def sample_from_row(row: dict) -> Sample:
-    """Inverse of sample_to_row; files from before there were routes have none. Raises KeyError for any other field."""
+    """Inverse of sample_to_row; older files have no routes and no earlier pieces. Raises KeyError for other fields."""
     return Sample(
         prompt_id=row["prompt_id"],
         index=row["index"],
@@ -85,6 +94,7 @@ def sample_from_row(row: dict) -> Sample:
         policy_version=row["policy_version"],
         text=row["text"],
         routes=None if row.get("routes") is None else _array_from_row(row["routes"]),
+        earlier=tuple((version, tokens) for version, tokens in row.get("earlier", ())),
     )
 
 

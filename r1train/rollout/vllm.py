@@ -19,6 +19,7 @@ from r1train.config.schema import RunConfig
 from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
+from r1train.dist.init import export_ranks
 from r1train.errors import EnvironmentProblem
 from r1train.log.atomic import write_atomically
 from r1train.model.gpt import R1Model
@@ -51,6 +52,7 @@ class VllmEngine:
         """Samples of each prompt, in order. Collective, because weights come from all ranks."""
         torch.cuda.empty_cache()
         if self._llm is None:
+            export_ranks()
             self._llm = self._vllm.LLM(**self._arguments())
         else:
             self._llm.wake_up()

@@ -41,8 +41,8 @@ class Report:
         return {"prompts": self.prompts, "sampled": self.sampled, "removed": dict(self.removed), **self.more}
 
 
-def write_set(cfg: RunConfig, asked: Asked) -> None:
-    """Write <run>/sft.jsonl and <run>/report.json from the stored samples.
+def write_set(cfg: RunConfig, asked: Asked) -> Report:
+    """Write <run>/sft.jsonl and <run>/report.json from the stored samples; returns the latter.
 
     Raises DataError when nothing is left to train on, an id stands twice, or rows wait for review; JudgeFailed. The
     samples and every answer of a judge stay: the same run continues from there.
@@ -64,6 +64,7 @@ def write_set(cfg: RunConfig, asked: Asked) -> None:
     report.more["written"] = len(rows)
     write_atomically(cfg.run_dir / REPORT, json.dumps(report.to_row(), indent=1) + "\n")
     write_rows(cfg.run_dir / OUTPUT, rows)
+    return report
 
 
 def _choose(

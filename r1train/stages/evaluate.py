@@ -45,7 +45,8 @@ def evaluate_checkpoint(
     cfg = job.cfg
     load_module(loaded.module, checkpoint, use_ema=cfg.stage.use_ema)
     engine, target = build_engine(job, loaded.module), target_of(cfg, checkpoint)
-    reports = evaluate(cfg, engine, list(job.heldout.prompts), target)
+    # Without tasks the set of problems is an empty file.
+    reports = evaluate(cfg, engine, list(job.heldout.prompts) if cfg.data.tasks else [], target)
     for suite, prompts in suites:
         reports.append(evaluate_suite(cfg, engine, suite, prompts, target))
     if cfg.eval.passkey is not None:

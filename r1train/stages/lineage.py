@@ -11,6 +11,7 @@ from typing import Any
 
 from r1train.config.load import config_tree
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
+from r1train.data.roles import TOKENIZER_FILES
 from r1train.data.split import HELDOUT_SUFFIX
 from r1train.log.checkpoints import checkpoints
 from r1train.log.manifest import (
@@ -36,7 +37,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "reject": ("seed", "model", "rollout", "reward", "stage"),
     "collect": ("seed", "model", "rollout", "reward", "stage"),
     "pairs": ("seed", "stage"),
-    "evaluate": ("seed", "model", "rollout.max_prompt_tokens", "reward.code", "eval", "stage"),
+    "evaluate": ("seed", "model", "rollout.max_prompt_tokens", "reward.answer_from", "reward.code", "eval", "stage"),
 }
 EVALUATED_AFTER = (
     "evaluate_after",
@@ -46,6 +47,7 @@ EVALUATED_AFTER = (
     "eval.top_p",
     "eval.max_response_tokens",
     "rollout.max_prompt_tokens",
+    "reward.answer_from",
     "reward.code",
 )
 # Where and how fast, not what: another layout, machine or place gives the same result.
@@ -66,9 +68,9 @@ SPEED = frozenset(
     }
 )
 # Last words of keys that name files, run folders or servers: what lies there is compared, not its path.
-FILE_KEYS = ("dataset", "prompts", "mix", "path", "decontaminate")
+FILE_KEYS = ("dataset", "prompts", "mix", "path", "decontaminate", "train_file", "heldout_file")
 RUN_KEYS = ("init_from", "checkpoint", "samples_from")
-UNCOMPARED = (*FILE_KEYS, *RUN_KEYS, "url", "api_key_file")
+UNCOMPARED = (*FILE_KEYS, *RUN_KEYS, "tokenizer", "url", "api_key_file")
 # What a stage leaves in its run folder before it has made anything that a second attempt would go on from.
 EMPTY = frozenset(
     {FILE_NAME, "resolved.yaml", "versions.json", "logs", "locks", "tb", "metrics.jsonl", "rollouts", "checkpoints"}
@@ -133,7 +135,14 @@ def outputs_of(cfg: RunConfig, digests: Digests) -> list[Artifact]:
     paths = [*last_checkpoint(run_dir), *_sets(run_dir), *sorted(run_dir.glob("eval/**/*.json"))]
     if isinstance(cfg.stage, PrepareStage):
         data = Path(cfg.data.dir)
-        endings = ("tokenizer/*.json", "corpus/*.bin", "corpus/*.idx", "prompts/*.jsonl", "*.jsonl")
+        endings = (
+            "tokenizer/*.json",
+            "tokenizer/*.jinja",
+            "corpus/*.bin",
+            "corpus/*.idx",
+            "prompts/*.jsonl",
+            "*.jsonl",
+        )
         paths += sorted(path for ending in endings for path in data.glob(ending))
     artifacts = [digests.artifact(digests.relative(path), path) for path in paths]
     return [artifact for artifact in artifacts if artifact is not None]
@@ -199,7 +208,10 @@ def _sets(run_dir: Path) -> list[Path]:
 
 
 def _sources(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
-    """Files that corpora are made from; what ships with the package is its commit's."""
+    """Files that corpora and tokenizer are made from; what ships with the package is its commit's."""
+    if cfg.data.tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            yield f"data.tokenizer {name}", Path(cfg.data.tokenizer) / name
     for corpus in cfg.data.corpora:
         if Path(corpus.source).is_file():
             yield f"source of {corpus.name}", Path(corpus.source)
@@ -208,7 +220,8 @@ def _sources(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
 def _data_files(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
     """Files of the data folder that the stage reads without naming them in its config."""
     data = Path(cfg.data.dir)
-    yield "tokenizer", data / "tokenizer" / "tokenizer.json"
+    for name in TOKENIZER_FILES:
+        yield "tokenizer" if name == "tokenizer.json" else f"tokenizer {name}", data / "tokenizer" / name
     if isinstance(cfg.stage, PretrainStage | EvaluateStage):
         for corpus in cfg.data.corpora:
             parts = ("", HELDOUT_SUFFIX) if isinstance(cfg.stage, PretrainStage) else (HELDOUT_SUFFIX,)

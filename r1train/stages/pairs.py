@@ -59,7 +59,13 @@ def run(cfg: RunConfig) -> StageResult:
         "mean excess tokens of the chosen": sum(pair.excess_tokens for pair in kept) / len(kept),
     }
     write_atomically(cfg.run_dir / REPORT, json.dumps(report, indent=1) + "\n")
-    return StageResult(id=cfg.step, title=cfg.step, stage=stage.name, seconds=time.monotonic() - started)
+    return StageResult(
+        id=cfg.step,
+        title=cfg.step,
+        stage=stage.name,
+        seconds=time.monotonic() - started,
+        note=f"{len(kept):,} pairs",
+    )
 
 
 def _row(pair: Pair) -> dict:

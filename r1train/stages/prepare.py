@@ -17,13 +17,17 @@ from pathlib import Path
 
 from r1train.config.schema import RunConfig
 from r1train.config.schema_train import DataConfig, TaskConfig
+from r1train.convert.carry import carry_files
+from r1train.data.chat_corpus import CHATS, write_chat_corpus
 from r1train.data.cold_start import apportion, cold_start_rows, worked_text
 from r1train.data.corpus import write_corpus
 from r1train.data.documents import BUILTIN_PREFIX, asset, documents
 from r1train.data.files import write_rows
 from r1train.data.fim import FimRule
 from r1train.data.order import epoch_order
+from r1train.data.passkey_corpus import PASSKEY, shown_texts, write_passkey_corpus
 from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_problem_sets
+from r1train.data.roles import TOKENIZER_FILES
 from r1train.data.solutions import has_worked_solutions
 from r1train.data.split import HELDOUT_SUFFIX, in_heldout
 from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
@@ -79,11 +83,10 @@ def run_stage(cfg: RunConfig) -> StageResult:
 
 def _fingerprint(data: DataConfig) -> str:
     """Hash of everything the files depend on: config, sources, and the packages that generate and tokenise."""
-    sources = []
-    for corpus in data.corpora:
-        if not corpus.source.startswith(BUILTIN_PREFIX):
-            path = Path(corpus.source)
-            sources.append([path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None)
+    paths = [Path(corpus.source) for corpus in data.corpora if not corpus.source.startswith(BUILTIN_PREFIX)]
+    paths += [Path(path) for task in data.tasks for path in (task.train_file, task.heldout_file) if path is not None]
+    paths += [Path(data.tokenizer) / name for name in TOKENIZER_FILES] if data.tokenizer is not None else []
+    sources = [[path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None for path in paths]
     shipped = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(asset("").glob("*.gz"))]
     versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
     config = {name: value for name, value in asdict(data).items() if name not in NOT_IN_FILES}
@@ -107,41 +110,60 @@ def _build(data: DataConfig, out: Path) -> dict:
     heldout = list(itertools.chain.from_iterable(of_task.heldout for of_task in sets))
     cold = list(itertools.chain.from_iterable(of_task.cold_start for of_task in sets))
     worked = _shuffled(list(itertools.chain.from_iterable(of_task.worked for of_task in sets)), data.seed, "worked")
-    every = {corpus.name: _corpus_texts(corpus.source, worked) for corpus in data.corpora}
+    every = {c.name: _corpus_texts(c.source, worked) for c in data.corpora if c.source not in (PASSKEY, CHATS)}
+    passkey = {c.name: c.passkey for c in data.corpora if c.passkey is not None}
     texts = {name: _Side(source, data.heldout_fraction, heldout=False) for name, source in every.items()}
     left_out = {name: _Side(source, data.heldout_fraction, heldout=True) for name, source in every.items()}
-    heads = itertools.chain.from_iterable(map(_head, texts.values()))
-    bpe = train_tokenizer(heads, data.tokenizer_vocab_size, fim=data.fim_rate > 0)
-    save_tokenizer(bpe, out / "tokenizer")
-    tokenizer = Tokenizer.load(out / "tokenizer")
+    heads = [_head(source) for source in texts.values()]
+    heads += [shown_texts(settings, seed=data.seed, name=name) for name, settings in passkey.items()]
+    tokenizer = _tokenizer(data, itertools.chain.from_iterable(heads), out / "tokenizer")
+    (out / "corpus").mkdir()
+    rows = [
+        row
+        for task, of_task in zip(data.tasks, sets, strict=True)
+        for row in cold_start_rows(of_task.cold_start, task, seed=data.seed)
+    ]
     fim = FimRule(data.fim_rate, data.seed) if data.fim_rate > 0 else None
     sizes = {
         name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, fim=fim)) for name, source in texts.items()
     }
+    for name, settings in passkey.items():
+        sizes[name] = asdict(write_passkey_corpus(settings, tokenizer, out / "corpus" / name, seed=data.seed))
+    for corpus in data.corpora:
+        if corpus.source == CHATS:
+            sizes[corpus.name] = asdict(write_chat_corpus(rows, tokenizer, out / "corpus" / corpus.name))
     heldout_sizes = {
         name: asdict(write_corpus(source, tokenizer, out / "corpus" / (name + HELDOUT_SUFFIX)))
         for name, source in left_out.items()
         if any(True for _ in source)
     }
-    rows = [
-        cold_start_rows(of_task.cold_start, task, seed=data.seed)
-        for task, of_task in zip(data.tasks, sets, strict=True)
-    ]
     assert_disjoint(train, heldout, cold, worked)
     return {
         "corpora": sizes,
         "heldout_corpora": heldout_sizes,
-        "cold_start": write_rows(
-            out / "cold_start.jsonl", _shuffled(list(itertools.chain.from_iterable(rows)), data.seed, "cold_start")
-        ),
+        "cold_start": write_rows(out / "cold_start.jsonl", _shuffled(rows, data.seed, "cold_start")),
         "train": _write_prompts(out / "prompts" / "train.jsonl", _shuffled(train, data.seed, "train")),
         "heldout": _write_prompts(out / "prompts" / "heldout.jsonl", heldout),
     }
 
 
+def _tokenizer(data: DataConfig, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """The tokenizer that the config names, with the small files that lie beside it, or one that is trained on texts."""
+    if data.tokenizer is None:
+        save_tokenizer(train_tokenizer(texts, data.tokenizer_vocab_size, fim=data.fim_rate > 0), folder)
+        return Tokenizer.load(folder)
+    carry_files(Path(data.tokenizer), folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != data.tokenizer_vocab_size:
+        what = f"{data.tokenizer} has token ids below {tokenizer.vocab_size}"
+        raise DataError(f"vocabulary of {data.tokenizer_vocab_size}: {what}. Fix: data.tokenizer_vocab_size")
+    return tokenizer
+
+
 def _check_names(data: DataConfig) -> None:
     for what, names in (("corpora", [c.name for c in data.corpora]), ("tasks", [t.name for t in data.tasks])):
-        if len(set(names)) < len(names) or not names:
+        needed = what == "corpora" and data.tokenizer is None
+        if len(set(names)) < len(names) or (needed and not names):
             raise DataError(f"data.{what} are {names}: each once, and at least one. Fix: data.{what}")
     uses_worked = any(corpus.source == WORKED for corpus in data.corpora)
     if uses_worked != (data.worked_examples > 0):

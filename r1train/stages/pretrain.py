@@ -56,7 +56,7 @@ def step_source(job: Session, loader: WindowLoader) -> StepSource:
     def batches(position: int, count: int) -> list[MicroBatch]:
         windows = loader.batch(position, count)
         if job.cfg.data.mask_across_documents:
-            return masked_micro_batches(windows, eos_id=job.tokenizer.eos_id)
+            return masked_micro_batches(windows, eos_id=job.tokenizer.document_end_id)
         return dense_micro_batches(windows, stage.micro_batch_size)
 
     return StepSource(batches, samples)

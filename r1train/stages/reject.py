@@ -9,7 +9,7 @@ import torch
 
 from r1train.config.schema import RunConfig
 from r1train.log.result import StageResult
-from r1train.stages.curate import write_set
+from r1train.stages.curate import Report, write_set
 from r1train.stages.sampling import sample_missing, what_is_asked
 from r1train.stages.session import session, stage_result
 from r1train.train.checkpoint import latest_checkpoint
@@ -23,6 +23,8 @@ def run(cfg: RunConfig) -> StageResult:
     with session(cfg) as job:
         asked = what_is_asked(job, latest_checkpoint(Path(cfg.stage.init_from)))
         sample_missing(job, asked)
+        report: Report | None = None
         if cfg.stage.parts == 1 and torch.distributed.get_rank() == 0:
-            write_set(cfg, asked)
-        return stage_result(job, {})
+            report = write_set(cfg, asked)
+        note = "" if report is None else f"{report.more['kept']:,} of {report.sampled:,} samples kept"
+        return stage_result(job, {}, note=note)

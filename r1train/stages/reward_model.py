@@ -46,7 +46,7 @@ def run(cfg: RunConfig) -> StageResult:
         report = evaluate_examples(job, trainer, examples.heldout) if examples.heldout else {}
         if torch.distributed.get_rank() == 0:
             _write_report(cfg.run_dir, {**report, "train_examples": len(examples.train)})
-        return replace(stage_result(job, {}), tokens=None)
+        return replace(stage_result(job, {}, note=_note(report)), tokens=None)
 
 
 def open_trainer_with_head(job: Session) -> Trainer:
@@ -90,6 +90,14 @@ def evaluate_examples(job: Session, trainer: Trainer, heldout: list[Example]) ->
         "label_accuracy": right / len(values),
         "area_under_curve": area_under_curve(values, labels),
     }
+
+
+def _note(report: dict[str, float | int | None]) -> str:
+    """The held-out number for the stage table."""
+    if not report:
+        return ""
+    what, count = ("pair", report["pairs"]) if "pairs" in report else ("label", report["responses"])
+    return f"{100 * report[f'{what}_accuracy']:.1f} % of {count} held-out {what}s"
 
 
 def _write_report(run_dir: Path, report: dict) -> None:

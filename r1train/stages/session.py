@@ -57,8 +57,13 @@ def session(cfg: RunConfig) -> Iterator[Session]:
     close_processes()
 
 
-def stage_result(session: Session, evals: dict[str, EvalSummary], *, heldout_loss: float | None = None) -> StageResult:
-    """The stage's row: numbers of the last step from metrics.jsonl, time of all attempts."""
+def stage_result(
+    session: Session, evals: dict[str, EvalSummary], *, heldout_loss: float | None = None, note: str = ""
+) -> StageResult:
+    """The stage's row: numbers of the last step from metrics.jsonl, time of all attempts.
+
+    note: see StageResult; without one, how the scores of the reward models went.
+    """
     cfg = session.cfg
     path = cfg.run_dir / FILE_NAME
     rows = read_metrics(path) if path.is_file() else []
@@ -75,4 +80,13 @@ def stage_result(session: Session, evals: dict[str, EvalSummary], *, heldout_los
         heldout_loss=heldout_loss,
         evals=evals,
         main_task=cfg.data.tasks[0].name if cfg.data.tasks else next(iter(evals), None),
+        note=note or _preferences(rows),
     )
+
+
+def _preferences(rows: list[dict]) -> str:
+    """Mean score of each reward model in the first and the last rollout that it counted in: "helpful 0.60 to 0.81"."""
+    prefix = "reward/preference/"
+    names = [name for name in rows[-1] if name.startswith(prefix)] if rows else []
+    scored = {name: [row[name] for row in rows if name in row] for name in names}
+    return ", ".join(f"{name.removeprefix(prefix)} {one[0]:.2f} to {one[-1]:.2f}" for name, one in scored.items())

@@ -1,5 +1,6 @@
 """Which kernels a run selected: one log line at the start, one warning per choice that is a slow one."""
 
+import importlib
 import logging
 import os
 
@@ -13,6 +14,7 @@ from r1train.model.gpt import R1Model
 _log = logging.getLogger(__name__)
 # Transformer Engine picks among these at run time unless told not to.
 _TE_ATTENTION = {"NVTE_FUSED_ATTN": "cuDNN", "NVTE_FLASH_ATTN": "FlashAttention"}
+_TE_CHOICE = "transformer_engine.pytorch.attention.dot_product_attention.dot_product_attention"
 
 
 def report_backends(cfg: RunConfig, device: Device, modules: list[R1Model]) -> None:
@@ -22,6 +24,25 @@ def report_backends(cfg: RunConfig, device: Device, modules: list[R1Model]) -> N
     _log.info("backends: %s", ", ".join(f"{part}: {name}" for part, name in describe(device, modules).items()))
     for line in slow_choices(cfg, device, modules[0].config):
         _log.warning("%s", line)
+
+
+def report_attention(device: Device) -> None:
+    """Log, on the first rank and after a forward, which attention kernel it took; a warning where it is a slow one."""
+    if device.type == "cuda" and is_rank0():
+        kernel = attention_in_use()
+        level = logging.WARNING if kernel == "unfused" else logging.INFO
+        _log.log(level, "attention kernel of the first step: %s", kernel)
+
+
+def attention_in_use() -> str:
+    """What Transformer Engine chose in its last forward: cuDNN, FlashAttention or unfused.
+
+    It says so in its debugging output only, so this reads the table in which it remembers its choice.
+    """
+    # By name, because Transformer Engine is not installed where there is no GPU.
+    chosen = vars(importlib.import_module(_TE_CHOICE)).get("_attention_backends", {})
+    names = {"flash": "FlashAttention", "fused": "cuDNN", "unfused": "unfused"}
+    return next((name for key, name in names.items() if chosen.get(f"use_{key}_attention")), "not known")
 
 
 def describe(device: Device, modules: list[R1Model]) -> dict[str, str]:

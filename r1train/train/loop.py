@@ -8,6 +8,7 @@ import torch
 
 from r1train.log.metrics import MetricsWriter
 from r1train.log.progress import ProgressLine
+from r1train.train.backends import report_attention
 from r1train.train.checkpoint import save_checkpoint
 from r1train.train.forward import MicroBatch, Objective
 from r1train.train.setup import Trainer
@@ -31,7 +32,7 @@ class StepSource:
 def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> None:
     """Steps until the stage's budget is spent, from wherever the trainer's state is."""
     stage = trainer.cfg.stage
-    stop = StopSignal()
+    stop, first = StopSignal(), trainer.state.step
     with StepLog(trainer) as log:
         while trainer.state.step < stage.steps:
             started = time.monotonic()
@@ -39,6 +40,8 @@ def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> No
             result = train_step(trainer, source.batches(trainer.state.position, samples), objective)
             trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
             log.write(result, seconds=time.monotonic() - started)
+            if trainer.state.step == first + 1:
+                report_attention(trainer.device)
             save_if_due(trainer, stop)
 
 

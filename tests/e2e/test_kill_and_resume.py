@@ -60,12 +60,14 @@ def orchestrator(running: psutil.Popen) -> int:
     return running.pid
 
 
-def torchrun(running: psutil.Popen) -> int:
-    return running.children()[0].pid
+def server(running: psutil.Popen) -> int:
+    """The process that every rank is forked from: the only child with children (dist/warm.py)."""
+    (found,) = (child for child in running.children() if child.children())
+    return found.pid
 
 
 def last_rank(running: psutil.Popen) -> int:
-    return running.children()[0].children()[-1].pid
+    return psutil.Process(server(running)).children()[-1].pid
 
 
 def lines(step: str, count: int) -> Callable[[Path], bool]:
@@ -100,7 +102,7 @@ class Kill:
 KILLS = (
     Kill("prepare", orchestrator, exists("data.tmp/tokenizer"), "prepare"),
     Kill("training", orchestrator, lines("pretrain", 25), "pretrain"),
-    Kill("saving", torchrun, saving, "cold_start"),
+    Kill("saving", server, saving, "cold_start"),
     Kill("worker", last_rank, lines("rl1", 3), "rl1"),
     Kill("output without result", orchestrator, exists("reject/sft.jsonl"), "evaluate"),
     Kill("between steps", orchestrator, exists("reject/result.json"), "evaluate"),

@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.gpu1
 
 WORKER = Path(__file__).parent / "worker" / "backend.py"
-MODELS = ("v2_lite", "moonlight", "v3", "fused_rope", "llama", "qwen")
+MODELS = ("windows", "v2_lite", "moonlight", "v3", "fused_rope", "llama", "qwen")
 
 
 @pytest.fixture(scope="module")

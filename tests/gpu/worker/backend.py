@@ -17,7 +17,8 @@ from r1train.rollout.engine import SamplingParams
 
 # The value width of the others, 12, is not for megatron-core's fused rotation kernel.
 FUSED_ROPE = replace(V3, v_head_dim=16)
-MODELS = {"v2_lite": V2_LITE, "moonlight": MOONLIGHT, "v3": V3, "fused_rope": FUSED_ROPE, **DENSE}
+WINDOWS = replace(FUSED_ROPE, attention_windows=(8, None, 5, None, 3))
+MODELS = {"windows": WINDOWS, "v2_lite": V2_LITE, "moonlight": MOONLIGHT, "v3": V3, "fused_rope": FUSED_ROPE, **DENSE}
 GREEDY = SamplingParams(samples_per_prompt=1, temperature=0.0, top_p=1.0, max_response_tokens=12, seed=1, name="greedy")
 
 

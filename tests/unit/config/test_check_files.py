@@ -1,5 +1,6 @@
 """Rules that look at files: missing, empty and mismatching ones, and what an earlier step will still write."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_missing_and_empty_files(problems, prepared, stage, file, key):
         assert problems(*overrides(prepared, stage), check_files=True)[key].what == "this file is empty"
 
 
+def test_without_tasks_nobody_asks_for_problems(problems, prepared):
+    """The prepare stage then leaves an empty file."""
+    (prepared / "data/prompts/heldout.jsonl").write_text("")
+    start = overrides(prepared, "evaluate")
+    assert problems(*start, check_files=True)["data.dir"].what == "this file is empty"
+    assert problems(*start, "data.tasks=[]", check_files=True) == {}
+
+
 def test_init_from_without_a_run_folder(problems, prepared):
     start = [f"root={prepared}", "stage=evaluate", "stage.init_from=nowhere"]
     assert problems(*start, check_files=True)["stage.init_from"].what == "no such run folder"
@@ -70,6 +79,29 @@ def test_sources_of_the_prepare_stage(problems, tmp_path):
     unknown = problems("stage=prepare", f'{bad}="builtin:nope"', check_files=True)[bad]
     assert unknown.what == "the package ships no such data"
     assert "text" in unknown.fix
+
+
+def test_tokenizer_and_problems_of_the_prepare_stage(problems, tmp_path):
+    """A folder without tokenizer.json, one with another vocabulary, one that fits; files of problems."""
+    start = ("stage=prepare", f"data.tokenizer={tmp_path}", "data.tokenizer_vocab_size=512")
+    found = problems(*start, check_files=True)["data.tokenizer"]
+    assert found.what == "no such file"
+    assert "tools/import_hf.py" in found.fix
+    vocab = {str(index): index for index in range(511)}
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": vocab}, "added_tokens": [{"content": "a"}]})
+    )
+    assert problems(*start, check_files=True) == {}
+    assert (
+        "has 512 entries"
+        in problems(*start[:2], "data.tokenizer_vocab_size=500", check_files=True)["data.tokenizer_vocab_size"].what
+    )
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert "not a tokenizer file" in problems(*start, check_files=True)["data.tokenizer"].what
+    files = ("data.tasks.0.train_file=none.jsonl", f"data.tasks.0.heldout_file={tmp_path}")
+    found = problems("stage=prepare", *files, check_files=True)
+    assert found["data.tasks.0.train_file"].what == "no such file"
+    assert found["data.tasks.0.heldout_file"].what == "not a file"
 
 
 def test_reject_mix_file(problems, prepared):

@@ -7,6 +7,10 @@ from r1train.config import check_rollout
 GRPO = ("stage=grpo", "stage.init_from=somewhere")
 CUDA = ("cluster=one_gpu", "parallel=single", "optim=adamw_bf16")
 DENSE = ("model=smollm2_135m",)
+KEY = "rollout.asynchrony"
+ONE_OFF = (f"{KEY}.mode=one-step-off",)
+PARTIAL = (f"{KEY}.mode=partial", f"{KEY}.new_tokens=10", f"{KEY}.in_flight=1.5")
+MIXED = ("rl.sampling={keep: mixed, oversample: 1.5, max_tries: 4}",)
 CASES = [
     ("vllm_can_serve", [*GRPO, "rollout.engine=vllm"], "rollout.engine", "vLLM needs a GPU"),
     (
@@ -23,6 +27,13 @@ CASES = [
         "not a share",
     ),
     ("graphs_are_vllms", [*GRPO, *CUDA, "rollout.cuda_graphs=true"], "rollout.cuda_graphs", "no graph can hold"),
+    ("asynchrony_fits", [*GRPO, *ONE_OFF, f"{KEY}.new_tokens=10"], f"{KEY}.new_tokens", "does not read it"),
+    ("asynchrony_fits", [*GRPO, f"{KEY}.in_flight=1.5"], f"{KEY}.in_flight", "does not read it"),
+    ("asynchrony_fits", [*GRPO, f"{KEY}.mode=partial"], f"{KEY}.new_tokens", "rollout.max_response_tokens = 40"),
+    ("asynchrony_fits", [*GRPO, *PARTIAL, f"{KEY}.new_tokens=12"], f"{KEY}.new_tokens", "divides"),
+    ("asynchrony_fits", [*GRPO, *PARTIAL, f"{KEY}.new_tokens=40"], f"{KEY}.new_tokens", "divides"),
+    ("asynchrony_fits", [*GRPO, *PARTIAL, f"{KEY}.in_flight=1.0"], f"{KEY}.in_flight", "wait for its last sample"),
+    ("asynchrony_fits", [*GRPO, *PARTIAL, *MIXED], "rl.sampling.keep", "none is left out"),
     ("routing_can_be_replayed", [*GRPO, *DENSE, "rl.routing_replay=old"], "rl.routing_replay", "no experts"),
     (
         "routing_can_be_replayed",
@@ -54,6 +65,8 @@ GOOD = [
     [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=true"],
     [*GRPO, "rl.routing_replay=engine", "rl.replay_reference=true", "rl.stop_if.flipped_experts_share_above=0.2"],
     [*GRPO, "rl.routing_replay=old", "rl.record_routing=false"],
+    [*GRPO, *ONE_OFF, *MIXED],
+    [*GRPO, *PARTIAL, "rl.correction={weight: tis, weight_high: 2.0}"],
     [*GRPO, *DENSE, "parallel=single", "cluster.processes_per_node=1"],
 ]
 

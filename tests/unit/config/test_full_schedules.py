@@ -25,17 +25,23 @@ def steps(root, *overrides: str) -> dict:
 def test_every_stage_of_r1_in_small(tmp_path):
     configs = steps(tmp_path, "experiment=tiny_full")
     assert {cfg.stage.name for cfg in configs.values()} == {
-        *("prepare", "pretrain", "sft", "collect", "grpo", "reject", "pairs", "reward_model", "distill", "evaluate")
+        *("prepare", "pretrain", "sft", "grpo", "reject", "pairs", "reward_model", "distill", "evaluate")
     }
-    assert isinstance(configs["collect"].stage, CollectStage) and isinstance(configs["collect"].stage, RejectStage)
-    assert configs["cold_start"].stage.dataset == f"{tmp_path}/collect/sft.jsonl"
-    assert configs["pairs"].stage.samples_from == f"{tmp_path}/collect"
+    assert configs["pairs"].stage.samples_from == f"{tmp_path}/reject"
     assert configs["helpful"].stage.dataset == f"{tmp_path}/pairs/pairs.jsonl"
     (helpful,) = configs["rl2"].reward.preferences
-    assert (helpful.checkpoint, helpful.from_step) == (f"{tmp_path}/helpful", 7)
+    assert (helpful.checkpoint, helpful.from_step) == (f"{tmp_path}/helpful", 1)
     student = configs["distill"]
     assert isinstance(student.stage, DistillStage) and student.stage.dataset == f"{tmp_path}/reject/sft.jsonl"
     assert (student.model.name, student.parallel.ep, configs["rl2"].model.name) == ("tiny_dense", 1, "tiny")
+
+
+def test_a_cold_start_from_a_model_in_small(tmp_path):
+    configs = steps(tmp_path, "experiment=tiny_collect")
+    assert isinstance(configs["collect"].stage, CollectStage) and isinstance(configs["collect"].stage, RejectStage)
+    assert configs["collect"].stage.init_from == f"{tmp_path}/first"
+    assert configs["cold_start"].stage.dataset == f"{tmp_path}/collect/sft.jsonl"
+    assert configs["sft"].stage.init_from == f"{tmp_path}/pretrain"
 
 
 def test_r1_zero_has_rule_rewards_only(tmp_path):

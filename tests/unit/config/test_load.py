@@ -9,6 +9,7 @@ import yaml
 
 from r1train.config.load import compose_tree, dump_resolved, group_options, load_config
 from r1train.config.schema import SftStage
+from r1train.config.steps import plan_steps
 from r1train.errors import ConfigError
 
 
@@ -143,6 +144,7 @@ def test_unknown_options_of_several_groups_are_reported_together():
         ("seed=1,2", "several values"),
         ("~seed", "cannot be removed"),
         ("per_stage.foo.seed=1", "neither a stage nor a step"),
+        ("per_stage.r1_zero.seed=1", "neither a stage nor a step"),
         ("root=${nope}", "Interpolation key 'nope' not found"),
         ("data.tasks.5.train=1", "cannot be set"),
         ("stage.name=foo", "not a known kind"),
@@ -181,3 +183,11 @@ def test_an_index_into_a_list_of_per_stage_is_explained():
     override = "per_stage.pretrain.lr.learning_rate.segments.0.to=8e-3"
     with pytest.raises(ConfigError, match="give a list as a whole"):
         load_config(["experiment=tiny", "stage=pretrain", override], check_files=False)
+
+
+def test_an_experiment_serves_schedules_that_lack_some_of_its_steps():
+    """The tiny experiment has values for cold_start and rl2, which R1-Zero's schedule does not have."""
+    overrides = ["experiment=tiny", "schedule=r1_zero"]
+    assert [planned.step.id for planned in plan_steps(overrides)] == ["prepare", "pretrain", "r1_zero", "evaluate"]
+    overrides += ["stage=grpo", "stage.init_from=runs/base"]
+    assert load_config(overrides, check_files=False).stage.steps == 12

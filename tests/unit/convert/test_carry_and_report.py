@@ -1,19 +1,21 @@
 """Tokenizers on the way out, the tools' command lines, dry runs and listings."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from r1train.convert.carry import is_our_tokenizer
+from r1train.convert.carry import tokenizer_of_run
 from r1train.convert.exporter import ExportOptions, export_checkpoint
 from r1train.convert.import_plan import Options
 from r1train.convert.importer import import_checkpoint
 from r1train.convert.report import import_estimate, list_folder, parse_size
 from r1train.data.chat import prompt_tokens, response_tokens
-from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
+from r1train.data.tokenizer import Tokenizer, is_our_tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import CheckpointError
 
 ONE = Options(workers=1)
@@ -56,6 +58,19 @@ def test_files_of_the_import_are_carried_along(exported):
         assert (exported / "carried" / name).read_bytes() == (exported / "source" / name).read_bytes()
     config = json.loads((exported / "carried" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (3, 5)
+
+
+def test_a_run_exports_the_tokenizer_of_its_data(exported, tmp_path):
+    """A run that is trained from an import has no hf/ of its own; its data folder holds the model's tokenizer."""
+    run, data = tmp_path / "trained", tmp_path / "data"
+    shutil.copytree(tmp_path / "run" / "checkpoints", run / "checkpoints")
+    model = yaml.safe_load((tmp_path / "run" / "model.yaml").read_text())
+    (run / "resolved.yaml").write_text(yaml.safe_dump({"model": model, "data": {"dir": str(data)}}))
+    assert tokenizer_of_run(run) is None
+    shutil.copytree(exported / "carried", data / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors*"))
+    export_checkpoint(run, tmp_path / "out", EXPORT)
+    assert (tmp_path / "out" / "merges.txt").read_bytes() == (exported / "source" / "merges.txt").read_bytes()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 5
 
 
 def tool(repo: Path, *arguments: object) -> subprocess.CompletedProcess:

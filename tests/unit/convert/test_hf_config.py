@@ -160,6 +160,15 @@ def test_grouped_softmax_gate_is_refused(models):
     assert "n_group = 8" in str(error.value) and "topk_method = 'group_limited_greedy'" in str(error.value)
 
 
+def test_windows_are_not_exported(models):
+    """Neither class of transformers has them; a list without a window is none."""
+    v3, layers = models["deepseek"], models["deepseek"].num_layers
+    with pytest.raises(CheckpointError, match="attention_windows=.*have no windows"):
+        model_to_hf(replace(v3, attention_windows=(4, *[None] * (layers - 1))), dtype="bfloat16")
+    plain = replace(v3, attention_windows=(None,) * layers)
+    assert model_to_hf(plain, dtype="bfloat16") == model_to_hf(v3, dtype="bfloat16")
+
+
 def test_groups_scored_by_another_number_of_experts_are_refused(models):
     """Transformers takes a group's best two, megatron-core num_experts_per_tok / topk_group: 2 in V3."""
     with pytest.raises(CheckpointError, match="topk_group = 2: has to be half of num_experts_per_tok = 8"):

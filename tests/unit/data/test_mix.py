@@ -6,12 +6,13 @@ import pytest
 
 from r1train.data.mix import PromptMix, mixed_rows, rows_for_share
 from r1train.data.prompts import PromptSet
+from r1train.data.roles import ChatFrame
 
 
 class Letters:
     """A tokenizer of one id per character."""
 
-    bos_id, user_id, assistant_id = 0, 1, 2
+    chat = ChatFrame(before=(0, 1), after=(2,))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         return [3 + ord(letter) % 50 for letter in text]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from r1train.data.preferences import pack_examples, read_preferences, scored_text, take_examples
+from r1train.data.roles import ChatFrame
 from r1train.errors import DataError
 from r1train.reward.reward_model import area_under_curve, pair_accuracy, pairwise_loss, pointwise_loss
 
@@ -14,7 +15,8 @@ from r1train.reward.reward_model import area_under_curve, pair_accuracy, pairwis
 class Letters:
     """One id per character; tags are plain text here."""
 
-    bos_id, eos_id, pad_id, user_id, assistant_id = range(5)
+    bos_id, eos_id, pad_id = range(3)
+    chat = ChatFrame(before=(bos_id, 3), after=(4,))
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         return [5 + ord(letter) for letter in text]

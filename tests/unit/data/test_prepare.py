@@ -183,3 +183,24 @@ def test_fim_is_part_of_the_data_and_the_loader_is_not(tmp_path):
     counts = [int((tokens == token).sum()) for token in tokenizer.fim_ids]
     assert counts[0] == counts[1] == counts[2]
     assert 10 <= counts[0] <= 50  # 300 documents: 30 expected, four standard deviations are 21
+
+
+def test_text_alone_needs_no_tasks(tmp_path):
+    gsm8k = CorpusConfig(name="gsm8k", source="builtin:gsm8k", weight=1.0)
+    summary = prepare.run(config(tmp_path / "data", corpora=(gsm8k,), tasks=(), worked_examples=0))
+    assert (summary["train"], summary["heldout"], summary["cold_start"]) == ({}, {}, 0)
+    assert summary["corpora"]["gsm8k"]["documents"] == 300
+
+
+def test_chats_are_the_cold_start_rows_in_the_frame_of_fine_tuning(tmp_path):
+    gsm8k = CorpusConfig(name="gsm8k", source="builtin:gsm8k", weight=0.9)
+    chats = CorpusConfig(name="chats", source="builtin:chats", weight=0.1)
+    folder = tmp_path / "data"
+    summary = prepare.run(config(folder, corpora=(gsm8k, chats), tasks=(CHAIN_SUM,), worked_examples=0))
+    assert summary["corpora"]["chats"]["documents"] == 30
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    ring = TokenRing(folder / "corpus" / "chats")
+    found = tokenizer.decode(ring.read(0, ring.num_tokens).tolist()).split("<|eos|>")[:-1]
+    rows = read_rows(folder / "cold_start.jsonl", {"prompt": str, "response": str})
+    expected = {f"<|bos|><|user|>{row['prompt']}<|assistant|>{row['response']}" for row in rows}
+    assert set(found) == expected and len(found) == 30

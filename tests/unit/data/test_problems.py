@@ -7,7 +7,7 @@ import pytest
 import reasoning_gym
 
 from r1train.config.schema_train import TaskConfig
-from r1train.data.cold_start import STYLES, apportion, cold_start_rows, worked_text
+from r1train.data.cold_start import STYLES, apportion, cold_start_rows, styled_response, worked_text
 from r1train.data.documents import gsm8k_rows
 from r1train.data.problems import (
     Problem,
@@ -96,12 +96,13 @@ def test_steps_by_hand(name, metadata, steps):
 
 def test_styles_by_hand():
     problem = Problem("x", "chain_sum", "4+7-3=", "8", {"expression": "4 + 7 - 3"})
-    thinking = {style: write(problem) for style, write in STYLES.items()}
-    assert thinking == {
-        "steps": "4+7=+11 +11-3=+08",
-        "check": "4+7=+11 +11-3=+08 Check: +11-3=+08 yes.",
-        "direct": "I see it.",
+    texts = {
+        "steps": "<think>4+7=+11 +11-3=+08</think><answer>8</answer>",
+        "check": "<think>4+7=+11 +11-3=+08 Check: +11-3=+08 yes.</think><answer>8</answer>",
+        "direct": "<think>I see it.</think><answer>8</answer>",
     }
+    texts |= {f"{style}_line": f"{text}\n" for style, text in texts.items()}
+    assert {style: styled_response(problem, style) for style in STYLES} == texts
     assert worked_text(problem) == "4+7-3= : 4+7=+11 +11-3=+08 so 8"
     row = cold_start_rows([problem], task("chain_sum", styles={"steps": 1.0}), seed=0)[0]
     assert row == {

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from r1train.data.documents import documents
+from r1train.data.roles import ChatFrame
 from r1train.data.tokenizer import SPECIAL_TOKENS, Tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import DataError
 
@@ -27,8 +28,8 @@ def test_specials_come_first(tokenizer):
     assert SPECIAL_TOKENS[:4] == ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>")
     ids = [tokenizer.encode(token, special=True) for token in SPECIAL_TOKENS]
     assert ids == [[0], [1], [2], [3], [4], [5], [6], [7], [8]]
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.assistant_id) == (0, 1, 2, 4)
-    assert (tokenizer.think_id, tokenizer.end_think_id, tokenizer.answer_id, tokenizer.end_answer_id) == (5, 6, 7, 8)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.document_end_id) == (0, 1, 2, 1)
+    assert tokenizer.chat == ChatFrame(before=(0, 3), after=(4,))
     assert tokenizer.vocab_size == 400
 
 
@@ -36,7 +37,7 @@ def test_special_spelling_in_plain_text_is_plain(tokenizer):
     ids = tokenizer.encode("a <think> b<|eos|>")
     assert min(ids) >= len(SPECIAL_TOKENS)
     assert tokenizer.decode(ids) == "a <think> b<|eos|>"
-    assert tokenizer.think_id in tokenizer.encode("a <think> b", special=True)
+    assert 5 in tokenizer.encode("a <think> b", special=True)
 
 
 @pytest.mark.parametrize(
@@ -88,5 +89,5 @@ def test_missing_and_foreign(tmp_path, folder):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["added_tokens"][5]["content"] = "<thought>"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="5 is '<thought>', not '<think>'"):
+    with pytest.raises(DataError, match=r"5 is '<thought>', not '<think>'\), and no tokenizer_config.json says"):
         Tokenizer.load(tmp_path)

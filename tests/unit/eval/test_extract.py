@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1train.eval.extract import final_text, find_answer, last_boxed, last_number, normal_form
+from r1train.eval.extract import normal_form
+from r1train.reward.answer import final_text, find_answer, last_boxed, last_number
 
 BOXED = "<think>is it \\boxed{1}?</think>So the result is $\\boxed{\\frac{3}{4}}$, about 0.75."
 

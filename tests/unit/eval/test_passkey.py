@@ -3,19 +3,11 @@
 import pytest
 
 from r1train.config.schema_eval import PasskeyConfig
+from r1train.data.passkey_text import FILLER
 from r1train.errors import DataError
-from r1train.eval.passkey import FILLER, INTRODUCTION, batches, found_key, grid, passkey_prompts, passkey_text
+from r1train.eval.passkey import batches, found_key, grid, passkey_prompts
 
 PASSKEY = PasskeyConfig(lengths=(200, 500), depths=(0.0, 0.5, 1.0), problems=2)
-
-
-def test_text_by_hand():
-    text = passkey_text("12345", before=1, after=2)
-    assert text == (
-        INTRODUCTION
-        + "The grass is green. The pass key is 12345. Remember it. 12345 is the pass key. The sky is blue. "
-        "The sun is yellow. What is the pass key? The pass key is"
-    )
 
 
 @pytest.mark.parametrize("form", ["text", "chat"])

@@ -1,6 +1,7 @@
 """The planner against published counts, exact ranks of megatron-core on the meta device, and hand arithmetic."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,14 @@ def test_v3_flops_per_token(length, causal, main_gflop, mtp_gflop):
     with_mtp = flops_per_token(v3, seq_length=length, mtp=True, causal=causal)
     assert round(main_only / 1e9, 2) == main_gflop
     assert round(with_mtp / 1e9, 2) == mtp_gflop
+
+
+def test_windows_take_flops_away():
+    """Tiny, 4 heads of 48 + 16, 8 tokens: a window of 2 sees 2 - 4 / 16 = 1.75 of them on average, no window 4."""
+    tiny = model("tiny")
+    every = flops_per_token(tiny, seq_length=8, mtp=True)
+    some = flops_per_token(replace(tiny, attention_windows=(2, None, 8)), seq_length=8, mtp=True)
+    assert every - some == pytest.approx(3 * 2 * 4 * (48 + 16) * (4 - 1.75))
 
 
 def test_medium_flops_per_token():

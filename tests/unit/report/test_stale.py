@@ -80,6 +80,27 @@ def done(configs_of):
     return configs
 
 
+def test_a_given_tokenizer_is_an_input_of_prepare_and_its_template_of_every_stage(configs_of, tmp_path):
+    """Its files count, not the folder's name; a chat template that changes makes everything stale."""
+    for place in ("given", "moved"):
+        (tmp_path / place).mkdir()
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            (tmp_path / place / name).write_text(name)
+    configs = configs_of(f"data.tokenizer={tmp_path}/given")
+    for cfg in configs[:3]:
+        run(cfg)
+        if cfg.step == "prepare":
+            (tmp_path / "data" / "tokenizer" / "chat_template.jinja").write_text("a")
+    names = {artifact.name for artifact in read_manifest(tmp_path / "prepare").inputs}
+    assert {"data.tokenizer tokenizer.json", "data.tokenizer chat_template.jinja"} <= names
+    assert stale_steps(configs) == {}
+    assert stale_steps(configs_of(f"data.tokenizer={tmp_path}/moved")) == {}
+    (tmp_path / "given" / "chat_template.jinja").write_text("another")
+    assert "has changed" in stale_steps(configs)["prepare"][0]
+    (tmp_path / "data" / "tokenizer" / "chat_template.jinja").write_text("b")
+    assert "(tokenizer chat_template.jinja) has changed" in stale_steps(configs)["cold_start"][0]
+
+
 def test_manifest_of_a_step(done, tmp_path):
     manifest = read_manifest(tmp_path / "sft")
     assert {a.name: a.path for a in manifest.inputs} == {

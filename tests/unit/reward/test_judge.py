@@ -136,6 +136,9 @@ def test_rules():
     assert [one.difference for one in compared_by_rule(pairs, "shorter")] == [-2.0]
     assert [one.difference for one in compared_by_rule(pairs, "longer")] == [2.0]
     assert [one.difference for one in compared_by_rule(pairs, "worked")] == [0.0]
+    assert [one.difference for one in compared_by_rule(pairs, "line")] == [0.0]
+    broken = [Pair(candidate(0, "a"), candidate(1, "a\n"))]
+    assert [one.difference for one in compared_by_rule(broken, "line")] == [-2.0]
 
 
 def test_lengths_are_balanced():

@@ -40,7 +40,8 @@ def sample(index, **changes):
 
 def test_round_trip_is_exact(tmp_path):
     cut = sample(1, finish="length", tokens=np.array([], dtype=np.int64), logprobs=np.array([], dtype=np.float32))
-    group = Group(prompt=PROMPT, samples=(sample(0), cut))
+    group = Group(prompt=PROMPT, samples=(sample(0, earlier=((4, 1), (10, 1))), cut))
+    assert [one.drawn_by for one in group.samples] == [((4, 1), (10, 1), (12, 1)), ((12, 0),)]
     append_rows(tmp_path / "rollouts" / "a.jsonl", [group_to_row(group)])
     append_rows(tmp_path / "rollouts" / "a.jsonl", [{**group_to_row(group), "scores": [1]}])
     first, second = (group_from_row(row) for row in read_rows(tmp_path / "rollouts" / "a.jsonl"))
@@ -50,8 +51,15 @@ def test_round_trip_is_exact(tmp_path):
         for old, new in zip(group.samples, read.samples, strict=True):
             assert old.tokens.tobytes() == new.tokens.tobytes() and new.tokens.dtype == np.int64
             assert old.logprobs.tobytes() == new.logprobs.tobytes() and new.logprobs.dtype == np.float32
-            fields = ("prompt_id", "index", "finish", "policy_version", "text")
+            fields = ("prompt_id", "index", "finish", "policy_version", "text", "earlier", "drawn_by")
             assert [getattr(old, f) for f in fields] == [getattr(new, f) for f in fields]
+
+
+def test_older_files_have_no_routes_and_one_piece():
+    row = group_to_row(Group(prompt=PROMPT, samples=(sample(0),)))
+    del row["samples"][0]["routes"], row["samples"][0]["earlier"]
+    (read,) = group_from_row(row).samples
+    assert (read.routes, read.drawn_by) == (None, ((12, 3),))
 
 
 def test_absent_field_and_broken_line_are_errors(tmp_path):

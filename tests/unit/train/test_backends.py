@@ -1,6 +1,7 @@
 """What is said about slow choices, and what takes DeepEP's place."""
 
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -87,3 +88,25 @@ def test_lines_go_to_the_log_of_the_first_rank(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger=backends.__name__):
         backends.report_backends(None, None, [SimpleNamespace(config=None)])
     assert [record.getMessage() for record in caplog.records] == ["backends: attention: x", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kernel", "level"),
+    [
+        ({"use_flash_attention": False, "use_fused_attention": True, "use_unfused_attention": False}, "cuDNN", "INFO"),
+        ({"use_flash_attention": True, "use_fused_attention": False}, "FlashAttention", "INFO"),
+        ({"use_flash_attention": False, "use_unfused_attention": True}, "unfused", "WARNING"),
+        (None, "not known", "INFO"),
+    ],
+)
+def test_attention_kernel_is_said_after_the_first_step(chosen, kernel, level, monkeypatch, caplog):
+    """The names are those of Transformer Engine 2.20.2; a version without the table is no error."""
+    engine = SimpleNamespace() if chosen is None else SimpleNamespace(_attention_backends=chosen)
+    monkeypatch.setitem(sys.modules, backends._TE_CHOICE, engine)
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: sys.modules[name])
+    with caplog.at_level(logging.INFO, logger=backends.__name__):
+        backends.report_attention(SimpleNamespace(type="cuda"))
+        backends.report_attention(SimpleNamespace(type="cpu"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (level, f"attention kernel of the first step: {kernel}")
+    ]

@@ -1,0 +1,110 @@
+"""What one rollout leaves to the next, on disk: <run>/rollouts/carried, one file per rank and checkpoint.
+
+A checkpoint holds weights after some update; samples that older weights drew for the updates after it lie here. A file
+is written before the update that leads to its step and kept as long as a run may start from there.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from r1train.errors import R1TrainError
+from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import checkpoints
+from r1train.reward.base import Score
+
+Rows = list[dict[str, Any]]
+
+
+class CarriedLost(R1TrainError):
+    """Samples that belong to a checkpoint cannot be used by this run. Every rank raises it."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Whose samples: every pipeline stage of a data-parallel rank draws the same, but knows its own layers' experts."""
+
+    dp_rank: int
+    dp_size: int
+    pp_rank: int
+    pp_size: int
+
+    @staticmethod
+    def here() -> "Shard":
+        return Shard(
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_world_size(),
+        )
+
+
+def write_carried(run_dir: Path, shard: Shard, rows: Rows, *, step: int, now: int) -> None:
+    """Keep the rows for a run that goes on from `step`; drop files of steps that no run starts from any more.
+
+    now: the updates that are done. A stop by a gauge may still save that step.
+    """
+    folder = _folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) + "\n" for row in [asdict(shard), *rows]]
+    write_atomically(_path(run_dir, shard, step), "".join(lines))
+    kept = {path.name for path in checkpoints(run_dir)}
+    for path in folder.glob(f"step_*_{_name(shard)}"):
+        if path.name[:13] not in kept and int(path.name[5:13]) < now:
+            path.unlink()
+
+
+def read_carried(run_dir: Path, shard: Shard, *, step: int) -> Rows | None:
+    """The rows that were kept for `step`; None where nothing was. Raises ValueError for those of another layout."""
+    path = _path(run_dir, shard, step)
+    if not path.is_file():
+        if any(_folder(run_dir).glob(f"{_step(step)}_*.jsonl")):
+            raise ValueError(f"{path} is not there, but other ranks' files are")
+        return None
+    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    if header != asdict(shard):
+        raise ValueError(f"{path} was written with {header['dp_size']} data-parallel ranks")
+    return rows
+
+
+def carried_by_all(run_dir: Path, *, step: int) -> Rows | None:
+    """read_carried of this rank. Collective: raises CarriedLost on every rank where one cannot read its own."""
+    problem: str | None = None
+    rows: Rows | None = None
+    try:
+        rows = read_carried(run_dir, Shard.here(), step=step)
+    except ValueError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, problem)
+    first = next((one for one in problems if one is not None), None)
+    if first is not None:
+        fix = "Fix: go on with the layout it was written with; asynchronous rollouts do not change layout on resume"
+        raise CarriedLost(f"samples for step {step} were drawn in another layout: {first}. {fix}")
+    return rows
+
+
+def score_from_row(row: dict) -> Score:
+    """Inverse of Score.to_row."""
+    return Score(math.nan if row["error"] is not None else row["value"], row["parts"], row["error"])
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "rollouts" / "carried"
+
+
+def _step(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _name(shard: Shard) -> str:
+    return f"dp_{shard.dp_rank:04d}_pp_{shard.pp_rank:02d}.jsonl"
+
+
+def _path(run_dir: Path, shard: Shard, step: int) -> Path:
+    return _folder(run_dir) / f"{_step(step)}_{_name(shard)}"

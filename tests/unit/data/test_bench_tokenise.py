@@ -1,0 +1,26 @@
+"""tools/bench_tokenise.py: both sides make the same tokens of the same rows, and their times stand side by side."""
+
+import json
+import subprocess
+import sys
+
+from r1train.data.tokenizer import save_tokenizer
+
+
+def test_both_sides_are_measured(small_tokenizer, tmp_path, repo):
+    save_tokenizer(small_tokenizer._plain, tmp_path / "tokenizer")
+    texts = [f"{n} and {n + 1} are numbers" for n in range(300)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    options = ["--input", rows, "--text-field", "body", "--tokenizer", tmp_path / "tokenizer", "--rounds", 1]
+    command = [sys.executable, "-W", "ignore", repo / "tools/bench_tokenise.py", *options, "--workers", 1]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    tokens = sum(map(len, small_tokenizer.encode_many(texts))) + len(texts)
+    assert f"{tokens:,} tokens, 1 workers, 1 rounds" in lines[0]
+    kinds = [(line.split()[0], line.split()[1]) for line in lines[1:]]
+    assert kinds == [(side, clock) for clock in ("wall", "CPU") for side in ("library", "tool", "ratio")]
+    # One round: the ratio of the medians, with two decimals each; the tool's start alone takes CPU time.
+    tool = float(lines[5].split(":")[1].split()[0])
+    assert tool > 0.1
