@@ -27,7 +27,8 @@ def tensors(*lead: int) -> tuple[torch.Tensor, ...]:
 def attention(device):
     from r1train.model.attention import CoreAttention
 
-    return CoreAttention(config=None, softmax_scale=SCALE, layer_number=1, attn_mask_type=None)
+    everything = SimpleNamespace(window_size=None)
+    return CoreAttention(config=everything, softmax_scale=SCALE, layer_number=1, attn_mask_type=None)
 
 
 def test_dense_equals_naive_float64_softmax(attention):

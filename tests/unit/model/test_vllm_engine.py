@@ -28,6 +28,14 @@ with torch.no_grad():
 """
 
 
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    """As in a process that no launcher started; what the engine sets for vLLM is gone after the test."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 class Joined(torch.nn.Module):
     """What an engine holds: gate and up of a layer in one parameter, all experts in one, the rest as it comes."""
 
@@ -163,6 +171,8 @@ def test_a_rollout_pushes_when_the_policy_is_newer(engine):
     written = json.loads((engine._cfg.run_dir / "engine" / "rank_00000" / "config.json").read_text())
     assert (written["eos_token_id"], written["bos_token_id"]) == (1, 0)
     assert llm.arguments["distributed_executor_backend"] == "external_launcher"
+    # vLLM's external launcher reads these, also where torchrun has not set them.
+    assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
 
 
 def test_the_engine_follows_the_weights(engine):
