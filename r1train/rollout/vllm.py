@@ -16,6 +16,7 @@ import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from r1train.config.schema import RunConfig
+from r1train.config.schema_model import ModelConfig
 from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ from r1train.rollout.types import Group, Sample
 
 # vLLM reads these when it is imported: the engine in this process, and functions sent to the model.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+# Latent and rotary key of DeepSeek: vLLM's MLA kernels take no others, and it can compute ordinary attention instead.
+MLA_WIDTHS = (512, 64)
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -42,6 +45,8 @@ class VllmEngine:
         self._cfg, self._module, self._tokenizer = cfg, module, tokenizer
         self._record_routes = record_routes and module.config.num_moe_experts is not None
         self._dtype = PARAMS_DTYPE[cfg.optim.precision]
+        if isinstance(cfg.model, ModelConfig) and (cfg.model.kv_lora_rank, cfg.model.qk_rope_head_dim) != MLA_WIDTHS:
+            os.environ.setdefault("VLLM_MLA_DISABLE", "1")
         self._vllm = import_vllm()
         self._llm: Any = None
         self._policy_version: int | None = None

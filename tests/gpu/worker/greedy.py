@@ -7,6 +7,7 @@ PROMPTS.json is what native writes: {"prompts": [[ids]], "tokens": [[ids]]}.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def exported(folder: Path, prompts: Path, out: Path) -> None:
 
 def served(folder: Path, prompts: Path, out: Path) -> None:
     """What vLLM makes of the folder as it is."""
+    # vLLM's MLA kernels take DeepSeek's 512 + 64 values a token only; without them it runs ordinary attention.
+    os.environ["VLLM_MLA_DISABLE"] = "1"
     from vllm import LLM, SamplingParams
 
     llm = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=0.2, max_model_len=1024, enforce_eager=True)

@@ -31,7 +31,7 @@ with torch.no_grad():
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     """As in a process that no launcher started; what the engine sets for vLLM is gone after the test."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VLLM_MLA_DISABLE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -173,6 +173,12 @@ def test_a_rollout_pushes_when_the_policy_is_newer(engine):
     assert llm.arguments["distributed_executor_backend"] == "external_launcher"
     # vLLM's external launcher reads these, also where torchrun has not set them.
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
+
+
+def test_mla_kernels_are_for_deepseeks_widths_only(engine):
+    """This model's latent is not 512 + 64; a dense model has none."""
+    narrow = hasattr(engine._cfg.model, "kv_lora_rank")
+    assert os.environ.get("VLLM_MLA_DISABLE") == ("1" if narrow else None)
 
 
 def test_the_engine_follows_the_weights(engine):
