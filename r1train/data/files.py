@@ -72,16 +72,24 @@ def read_rows(path: Path, fields: Mapping[str, type]) -> list[dict]:
 
     Raises DataError when the file is missing or has no rows, and when rows are malformed (counted, a few named).
     """
+    return parsed_rows(path, lambda line, _: parse_row(line, fields), needed=", ".join(fields))
+
+
+def parsed_rows(path: Path, parse: Callable[[str, int], tuple[dict | None, str]], *, needed: str) -> list[dict]:
+    """Rows of a jsonl file by parse(line, its number) -> (row, "") or (None, what is wrong); needed: a row's fields.
+
+    Raises DataError as read_rows does.
+    """
     rows, problems = [], []
     for number, line in enumerate(read_lines(path), start=1):
-        row, problem = parse_row(line, fields)
+        row, problem = parse(line, number)
         if row is None:
             problems.append(f"line {number}: {problem}")
         else:
             rows.append(row)
     raise_malformed(path, problems, len(rows) + len(problems))
     if not rows:
-        raise DataError(f"{path}: empty, it has no rows. Fix: write at least one row with {', '.join(fields)}")
+        raise DataError(f"{path}: empty, it has no rows. Fix: write at least one row with {needed}")
     return rows
 
 

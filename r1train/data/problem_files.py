@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from r1train.data.files import check_unique, parse_row, raise_malformed, read_lines
-from r1train.errors import DataError
+from r1train.data.files import check_unique, parse_row, parsed_rows
 
 _QUESTIONS = ("question", "problem")
 _CALCULATOR = re.compile(r"<<[^>]*>>")
@@ -16,16 +15,7 @@ def problem_rows(path: Path) -> list[dict[str, str]]:
     An answer in GSM8K's own form is what stands after "####". Raises DataError: file missing, empty or malformed, an id
     twice.
     """
-    rows, problems = [], []
-    for number, line in enumerate(read_lines(path), start=1):
-        row, problem = _row(line, number)
-        if row is None:
-            problems.append(f"line {number}: {problem}")
-        else:
-            rows.append(row)
-    raise_malformed(path, problems, len(rows) + len(problems))
-    if not rows:
-        raise DataError(f"{path}: empty, it has no rows. Fix: write at least one row with question and answer")
+    rows = parsed_rows(path, _row, needed="question and answer")
     check_unique([row["id"] for row in rows], path)
     return rows
 
