@@ -14,14 +14,11 @@ import os
 import shutil
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
-import psutil
 import torch
 
 from r1train.convert.export_plan import HfTensor, hf_tensors, read_model, split_into_files
@@ -34,6 +31,7 @@ from r1train.convert.report import parse_size
 from r1train.convert.safetensors_file import HashingFile, header_bytes
 from r1train.convert.source import INDEX_FILE
 from r1train.errors import exit_code
+from r1train.log.memory import MemorySampler
 
 _SHARD_BYTES = 10**9
 _SAMPLE_S = 0.05
@@ -90,33 +88,6 @@ def sync_files(folder: Path) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def peak_memory(found: list[int]) -> Iterator[None]:
-    """Appends the largest sum of the resident memory of this process and its children, in bytes."""
-    stop, peak = threading.Event(), 0
-
-    def sample() -> None:
-        nonlocal peak
-        me = psutil.Process()
-        while not stop.wait(_SAMPLE_S):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            peak = max(peak, total)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        found.append(peak)
-
-
 def timed(work: Callable[[], object], folder: Path) -> float:
     start = time.monotonic()
     work()
@@ -143,8 +114,12 @@ def run(args: argparse.Namespace) -> None:
         for folder in (imported, exported, plain):
             shutil.rmtree(folder, ignore_errors=True)
         for name, (work, folder) in works.items():
-            with peak_memory(peaks[name]):
+            sampler = MemorySampler(interval_s=_SAMPLE_S, measure="rss")
+            sampler.start()
+            try:
                 seconds[name].append(timed(work, folder))
+            finally:
+                peaks[name].append(sampler.stop().peak_bytes)
     shutil.rmtree(scratch)
     print(f"{size / 1e9:.2f} GB, {args.workers} workers, --max-memory {args.max_memory}, {args.repeats} turns")
     for name, values in seconds.items():

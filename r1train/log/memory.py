@@ -10,6 +10,7 @@ import psutil
 from r1train.log.atomic import write_atomically
 
 FILE_NAME = "peak_memory.json"
+MEASURE = "pss" if psutil.LINUX else "uss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,8 @@ class PeakMemory:
     """peak_bytes: largest sum over the processes at one moment; processes: how many there were then.
 
     measure: "pss" (Linux: each page divided by the number of processes that share it, so that the sum counts libraries
-    and shared memory once), or "uss" (private pages only) where the system has no PSS.
+    and shared memory once), or "uss" (private pages only) where the system has no PSS; "rss" (resident: shared pages
+    count in every process) where it is asked for.
     """
 
     peak_bytes: int
@@ -28,12 +30,12 @@ class PeakMemory:
 class MemorySampler:
     """Watches a process tree every interval_s seconds from start() to stop(); peaks between two looks are not seen."""
 
-    def __init__(self, *, root_pid: int | None = None, interval_s: float = 0.5):
+    def __init__(self, *, root_pid: int | None = None, interval_s: float = 0.5, measure: str = MEASURE):
         self._root = psutil.Process(root_pid)
-        self._interval_s = interval_s
+        self._interval_s, self._measure = interval_s, measure
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
-        self._peak = PeakMemory(peak_bytes=0, processes=0, measure=MEASURE)
+        self._peak = PeakMemory(peak_bytes=0, processes=0, measure=measure)
 
     def start(self) -> None:
         """Starts the thread; the tree is looked at at once."""
@@ -48,7 +50,7 @@ class MemorySampler:
     def _watch(self) -> None:
         while True:
             last = self._end.is_set()
-            now = tree_memory(self._root)
+            now = tree_memory(self._root, self._measure)
             if now.peak_bytes > self._peak.peak_bytes:
                 self._peak = now
             if last:
@@ -56,10 +58,7 @@ class MemorySampler:
             self._end.wait(self._interval_s)
 
 
-MEASURE = "pss" if psutil.LINUX else "uss"
-
-
-def tree_memory(root: psutil.Process) -> PeakMemory:
+def tree_memory(root: psutil.Process, measure: str = MEASURE) -> PeakMemory:
     """Memory of a process and its descendants now. A process that ends meanwhile, or is another user's, counts 0."""
     total = count = 0
     try:
@@ -68,12 +67,12 @@ def tree_memory(root: psutil.Process) -> PeakMemory:
         tree = []
     for process in tree:
         try:
-            info = process.memory_full_info()
+            info = process.memory_info() if measure == "rss" else process.memory_full_info()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        total += info.pss if psutil.LINUX else info.uss
+        total += info._asdict()[measure]
         count += 1
-    return PeakMemory(peak_bytes=total, processes=count, measure=MEASURE)
+    return PeakMemory(peak_bytes=total, processes=count, measure=measure)
 
 
 def save_peak(root: Path, peak: PeakMemory) -> PeakMemory:

@@ -27,6 +27,11 @@ class Score:
         """JSON-ready dict; the NaN of an error becomes null."""
         return {"value": None if self.error else self.value, "parts": self.parts, "error": self.error}
 
+    @staticmethod
+    def from_row(row: dict) -> "Score":
+        """Inverse of to_row. Raises KeyError when a field is absent."""
+        return Score(math.nan if row["error"] is not None else row["value"], row["parts"], row["error"])
+
 
 class Reward(Protocol):
     """One part of a reward: the prompt and the decoded response -> a number, usually in [0, 1]."""

@@ -73,13 +73,8 @@ def prompt_from_row(row: dict[str, Any]) -> tuple[int, list[Candidate]]:
             prompt_id=prompt["id"],
             task=prompt["task"],
             question=prompt["question"],
-            score=_score(one["score"]),
+            score=Score.from_row(one["score"]),
             **{name: one[name] for name in ("index", "text", "tokens", "truncated", "policy_version")},
         )
         for one in row["samples"]
     ]
-
-
-def _score(row: dict[str, Any]) -> Score:
-    value = float("nan") if row["error"] is not None else row["value"]
-    return Score(value, row["parts"], row["error"])

@@ -5,7 +5,6 @@ is written before the update that leads to its step and kept as long as a run ma
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from megatron.core import parallel_state
 from r1train.errors import R1TrainError
 from r1train.log.atomic import write_atomically
 from r1train.log.checkpoints import checkpoints
-from r1train.reward.base import Score
 
 Rows = list[dict[str, Any]]
 
@@ -87,11 +85,6 @@ def carried_by_all(run_dir: Path, *, step: int) -> Rows | None:
         fix = "Fix: go on with the layout it was written with; asynchronous rollouts do not change layout on resume"
         raise CarriedLost(f"samples for step {step} were drawn in another layout: {first}. {fix}")
     return rows
-
-
-def score_from_row(row: dict) -> Score:
-    """Inverse of Score.to_row."""
-    return Score(math.nan if row["error"] is not None else row["value"], row["parts"], row["error"])
 
 
 def _folder(run_dir: Path) -> Path:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from r1train.config.schema import GrpoStage
+from r1train.reward.base import Score
 from r1train.rl.ask import Sampler, Turn, roll_out
-from r1train.rl.carried import Rows, Shard, carried_by_all, score_from_row, write_carried
+from r1train.rl.carried import Rows, Shard, carried_by_all, write_carried
 from r1train.rl.dynamic_sampling import Rollout, ScoredGroup
 from r1train.rl.partial import Partial
 from r1train.rollout.types import group_from_row, group_to_row
@@ -79,7 +80,7 @@ def rollout_from_rows(rows: Rows) -> Rollout:
     """Inverse of rollout_to_rows."""
     head, *rest = rows
     generated = [
-        ScoredGroup(row["place"], group_from_row(row), tuple(map(score_from_row, row["scores"]))) for row in rest
+        ScoredGroup(row["place"], group_from_row(row), tuple(map(Score.from_row, row["scores"]))) for row in rest
     ]
     return Rollout(
         chosen=[one for one in generated if one.place in head["chosen"]],

@@ -7,7 +7,7 @@ import numpy as np
 
 from r1train.data.prompts import Prompt
 from r1train.reward.base import Score
-from r1train.rl.carried import Rows, score_from_row
+from r1train.rl.carried import Rows
 from r1train.rollout.types import Group, Sample, group_from_row, group_to_row
 
 
@@ -108,7 +108,7 @@ def from_rows(rows: Rows) -> list[Flight]:
                 row["place"],
                 group.prompt,
                 {sample.index: sample for sample in group.samples},
-                None if scores is None else tuple(map(score_from_row, scores)),
+                None if scores is None else tuple(map(Score.from_row, scores)),
             )
         )
     return flights

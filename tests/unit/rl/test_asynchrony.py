@@ -14,7 +14,7 @@ from r1train.rl import carried, orders
 from r1train.rl.age import ages
 from r1train.rl.ask import Turn
 from r1train.rl.batch import TrainSample
-from r1train.rl.carried import CarriedLost, Shard, carried_by_all, read_carried, score_from_row, write_carried
+from r1train.rl.carried import CarriedLost, Shard, carried_by_all, read_carried, write_carried
 from r1train.rl.dynamic_sampling import Rollout, ScoredGroup
 from r1train.rl.pieces import Flight, from_rows, has_ended, is_whole, joined, requests, to_rows
 from r1train.rollout.types import Group, Sample
@@ -95,7 +95,7 @@ def test_flights_survive_a_file(tmp_path):
     assert json.dumps(to_rows(found)) == json.dumps(to_rows(flights))
     assert found[0].scores[0] == scores[0] and found[1].scores is None
     assert found[0].scores[1].error == "time-out"
-    assert score_from_row(scores[0].to_row()) == scores[0]
+    assert Score.from_row(scores[0].to_row()) == scores[0]
     read = found[0].samples[0]
     assert read.logprobs.tobytes() == sample.logprobs.tobytes() and read.drawn_by == ((4, 2), (6, 2))
 
