@@ -26,6 +26,8 @@ class WeightAverage:
     def __init__(self, chunks: list[R1Model], decay: float, device: Device):
         self.chunks = chunks
         self._decay = decay
+        # What checkpoints keep. Other buffers are caches, like the rotary kernel's, as long as the last sequence.
+        self._kept_buffers = [chunk.state_dict().keys() for chunk in chunks]
         self._copied: torch.cuda.Event | None = None
         self._pending: Future[None] | None = None
         if device.type == "cuda":
@@ -84,9 +86,11 @@ class WeightAverage:
         ]
 
     def _follow_buffers(self, modules: list[R1Model]) -> None:
-        for chunk, module in zip(self.chunks, modules, strict=True):
-            for mine, theirs in zip(chunk.buffers(), module.buffers(), strict=True):
-                mine.copy_(theirs)
+        for chunk, module, kept in zip(self.chunks, modules, self._kept_buffers, strict=True):
+            theirs = dict(module.named_buffers())
+            for name, mine in chunk.named_buffers():
+                if name in kept:
+                    mine.copy_(theirs[name])
 
 
 def _average(averages: list[torch.Tensor], weights: list[torch.Tensor], decay: float) -> None:

@@ -50,6 +50,15 @@ def test_biases_of_the_experts_follow_the_model(trainer):
             assert torch.equal(value, found[name])
 
 
+def test_a_cache_of_another_length_is_left_alone(trainer):
+    """The fused rotary kernel keeps cosines in a buffer that grows with the sequence (megatron-core's YaRN)."""
+    rotary = trainer.module.decoder.layers[0].self_attention.rotary_pos_emb
+    length = len(rotary.cos_cached)
+    rotary.register_buffer("cos_cached", torch.zeros(2 * length, *rotary.cos_cached.shape[1:]), persistent=False)
+    step(trainer, 0)
+    assert len(trainer.average.chunks[0].decoder.layers[0].self_attention.rotary_pos_emb.cos_cached) == length
+
+
 def test_no_average_unless_asked(device):
     from tiny import config
 
