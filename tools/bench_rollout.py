@@ -1,10 +1,14 @@
-"""Tokens per second of generation: the native engine, and transformers' generate on the exported weights.
+"""Tokens per second of generation: the native engine with and without CUDA graphs, and transformers' generate.
 
 python tools/bench_rollout.py --run runs/tiny/cold_start --rows 64 --prompts 32 --samples 4 --tokens 40 \
-    [--export DIR] [--overrides experiment=tiny ...]
+    [--export DIR] [--overrides experiment=tiny ...] [--out rates.jsonl]
+python tools/bench_rollout.py --prompt-tokens 40 --rows 512 --prompts 32 --samples 16 --tokens 120 \
+    --overrides experiment=mini_grpo
 
 Every response has exactly --tokens tokens (with --natural they end when they end), the same prompts for every engine.
-One process; each engine in a process of its own. --export: a folder of tools/export_hf.py, for transformers.
+One process; each engine in a process of its own. Without --run: initial weights and random prompts of --prompt-tokens
+tokens. --export: a folder of tools/export_hf.py, for transformers. Weights lie as RL has them, in one buffer, or
+(--weights evaluation) each by itself.
 """
 
 import argparse
@@ -14,55 +18,80 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from r1train.errors import R1TrainError
+from r1train.errors import R1TrainError, exit_code
+from r1train.log.atomic import write_atomically
 
-WARM_UP, MEASURED = 1, 5
+if TYPE_CHECKING:
+    from r1train.data.prompts import Prompt
+
+WARM_UP = 1
 
 
-def measure(generate: Callable[[int], int]) -> dict:
-    """generate(number of the repetition) -> tokens. Tokens per second: median, lowest and highest."""
-    rates = []
-    for repetition in range(WARM_UP + MEASURED):
+class AnyText:
+    """The tokenizer of random prompts: no response ends early, and nobody reads the text."""
+
+    bos_id, eos_id, pad_id = 0, -1, 0
+
+    def decode(self, ids: list[int]) -> str:
+        return str(len(ids))
+
+
+def measure(generate: Callable[[int], int], repetitions: int) -> dict:
+    """generate(number of the repetition) -> tokens. Tokens per second: median, lowest and highest; seconds: median."""
+    seconds, rates = [], []
+    for repetition in range(WARM_UP + repetitions):
         started = time.perf_counter()
         tokens = generate(repetition)
-        rates.append(tokens / (time.perf_counter() - started))
+        seconds.append(time.perf_counter() - started)
+        rates.append(tokens / seconds[-1])
     kept = rates[WARM_UP:]
-    return {"median": statistics.median(kept), "low": min(kept), "high": max(kept), "tokens": tokens}
+    return {
+        "median": statistics.median(kept),
+        "low": min(kept),
+        "high": max(kept),
+        "seconds": statistics.median(seconds[WARM_UP:]),
+        "first_seconds": seconds[0],
+        "tokens": tokens,
+    }
 
 
-def native(args: argparse.Namespace) -> dict:
-    """The native engine on the run's newest checkpoint."""
+def native(args: argparse.Namespace, *, cuda_graphs: bool) -> dict:
+    """The native engine on the run's newest checkpoint, or on initial weights."""
     import torch  # noqa: PLC0415 - the parent needs none of these
 
     from r1train.config.load import load_config  # noqa: PLC0415
-    from r1train.data.prompts import PromptSet  # noqa: PLC0415
-    from r1train.data.tokenizer import Tokenizer  # noqa: PLC0415
     from r1train.dist.init import init_processes, select_device  # noqa: PLC0415
 
     one = ["parallel=single", "cluster.processes_per_node=1", "stage=evaluate", f"stage.init_from={args.run}"]
     cfg = load_config([*args.overrides, *one], check_files=False)
     device = select_device(cfg.cluster)
     init_processes(device, cfg.parallel, cfg.cluster)
-    from r1train.model.build import build_model  # noqa: PLC0415 - after the CPU stand-ins
+    from r1train.dist.seed import seed_all  # noqa: PLC0415 - after the CPU stand-ins
+    from r1train.model.build import build_model  # noqa: PLC0415
     from r1train.rollout.engine import SamplingParams  # noqa: PLC0415
     from r1train.rollout.native import NativeEngine  # noqa: PLC0415
     from r1train.train.checkpoint import latest_checkpoint, load_module  # noqa: PLC0415
+    from r1train.train.setup import wrap_chunks  # noqa: PLC0415
 
+    seed_all(cfg.seed)
     module = build_model(cfg, device)
-    load_module(module, latest_checkpoint(args.run))
-    tokenizer = Tokenizer.load(args.data / "tokenizer")
-    prompts = PromptSet(args.data / "prompts" / "train.jsonl", tokenizer, seed=0).take(0, args.prompts)
-    if not args.natural:
-        tokenizer.eos_id = -1
-    engine = NativeEngine(module, tokenizer, batch_size=args.rows)
+    if args.run is not None:
+        load_module(module, latest_checkpoint(args.run))
+    if args.weights == "training":
+        wrap_chunks(cfg, [module])
+    tokenizer, prompts = work(args, cfg.model.vocab_size)
+    engine = NativeEngine(module, tokenizer, batch_size=args.rows, record_routes=args.routes, cuda_graphs=cuda_graphs)
 
     def generate(repetition: int) -> int:
         params = SamplingParams(
             samples_per_prompt=args.samples,
             temperature=1.0,
-            top_p=1.0,
+            top_p=args.top_p,
             max_response_tokens=args.tokens,
             seed=0,
             name=f"bench/{repetition}",
@@ -72,7 +101,27 @@ def native(args: argparse.Namespace) -> dict:
             torch.cuda.synchronize()
         return sum(len(sample.tokens) for group in groups for sample in group.samples)
 
-    return measure(generate)
+    found = measure(generate, args.repetitions)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    name = torch.cuda.get_device_name() if gib else "cpu"
+    return found | {"steps": type(engine.steps).__name__, "device": name, "peak_gib": gib}
+
+
+def work(args: argparse.Namespace, vocab_size: int) -> "tuple[object, list[Prompt]]":
+    """Tokenizer and prompts: of the run's data, or random ones."""
+    import numpy as np  # noqa: PLC0415
+
+    from r1train.data.prompts import Prompt, PromptSet  # noqa: PLC0415
+    from r1train.data.tokenizer import Tokenizer  # noqa: PLC0415
+
+    if args.run is None:
+        ids = np.random.default_rng(0).integers(16, vocab_size, (args.prompts, args.prompt_tokens)).tolist()
+        return AnyText(), [Prompt(f"p{place}", "bench", "", "", {}, tuple(one)) for place, one in enumerate(ids)]
+    tokenizer = Tokenizer.load(args.data / "tokenizer")
+    prompts = PromptSet(args.data / "prompts" / "train.jsonl", tokenizer, seed=0).take(0, args.prompts)
+    if not args.natural:
+        tokenizer.roles = replace(tokenizer.roles, eos_id=-1)
+    return tokenizer, prompts
 
 
 def transformers(args: argparse.Namespace) -> dict:
@@ -112,43 +161,62 @@ def transformers(args: argparse.Namespace) -> dict:
             made += int((out[:, longest:] != tokenizer.pad_id).sum())
         return made
 
-    return measure(generate)
+    return measure(generate, args.repetitions)
 
 
-ENGINES = {"native": native, "transformers": transformers}
+ENGINES = {
+    "graphs": partial(native, cuda_graphs=True),
+    "launches": partial(native, cuda_graphs=False),
+    "transformers": transformers,
+}
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run folder with a checkpoint")
+    parser.add_argument("--run", type=Path, help="run folder with a checkpoint; default: initial weights")
     parser.add_argument("--data", type=Path, help="prepared data; default: the folder data beside the run")
     parser.add_argument("--export", type=Path, help="the same weights for transformers")
     parser.add_argument("--rows", type=int, default=64, help="sequences at a time")
     parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=40, help="of each random prompt")
     parser.add_argument("--samples", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=40, help="of each response; the budget with --natural")
     parser.add_argument("--natural", action="store_true", help="responses end at <|eos|>")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--routes", action="store_true", help="record experts, as RL does")
+    parser.add_argument("--weights", choices=("training", "evaluation"), default="training", help="where they lie")
+    parser.add_argument("--repetitions", type=int, default=5, help="measured ones; one more comes first")
     parser.add_argument("--overrides", nargs="*", default=["experiment=tiny"], help="Hydra overrides: the model")
-    parser.add_argument("--engine", choices=list(ENGINES), help="this one alone, as JSON")
+    parser.add_argument("--out", type=Path, help="file for one JSON object per engine")
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), help="default: all that there is something for")
+    parser.add_argument("--engine", choices=list(ENGINES), help="this one alone, in this process, as JSON")
     args = parser.parse_args()
-    args.data = args.data or args.run.parent / "data"
-    try:
-        if args.engine:
-            print(json.dumps(ENGINES[args.engine](args)))
-            return 0
-    except R1TrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    for engine in ENGINES if args.export else ["native"]:
+    if args.run is not None:
+        args.data = args.data or args.run.parent / "data"
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.engine:
+        asked = {
+            name: vars(args)[name] for name in ("rows", "prompts", "samples", "prompt_tokens", "weights", "routes")
+        }
+        print(json.dumps({"engine": args.engine, **asked, **ENGINES[args.engine](args)}))
+        return
+    rows = []
+    for engine in args.engines or [name for name in ENGINES if args.export or name != "transformers"]:
         command = [sys.executable, "-W", "ignore", *sys.argv, "--engine", engine]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            return done.returncode
-        row = json.loads(done.stdout.splitlines()[-1])
+            raise R1TrainError(f"{engine} ended with {done.returncode}; what it said is above")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        row = rows[-1]
         spread = f"({row['low']:,.0f} to {row['high']:,.0f})"
-        print(f"{engine:13} {row['median']:10,.0f} {spread} tokens/s   {row['tokens']:,} tokens x {MEASURED}")
-    return 0
+        print(f"{engine:13} {row['median']:10,.0f} {spread} tokens/s   {row['tokens']:,} tokens x {args.repetitions}")
+        print(json.dumps(row))
+    if args.out:
+        write_atomically(args.out, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(partial(run, parse())))

@@ -1,6 +1,6 @@
 """Compare greedy answers that an evaluation stored with transformers' greedy answers: prompts, tokens, texts, score.
 
-python tools/compare_greedy.py --run RUN --hf DIR [--limit 100] [--device cuda]
+python tools/compare_greedy.py --run RUN --hf DIR [--limit 100] [--rows 25] [--device cuda]
 RUN: of a stage `evaluate` with eval.temperature=0 in fp32. DIR: the Hugging Face folder of the same weights. Ends with
 1 where transformers, in fp32, prefers another token by more than --tie.
 """
@@ -43,22 +43,39 @@ class Compared:
 
 
 @torch.no_grad()
-def compare(group: Group, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Compared:
-    """Transformers' answer to the same question, as long as the stored one."""
-    (sample,) = group.samples
-    messages = [{"role": "user", "content": group.prompt.question}]
-    prompt = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-    ours = sample.tokens.tolist()
-    ids = torch.tensor([prompt], device=model.device)
-    theirs = model.generate(ids, do_sample=False, max_new_tokens=len(ours))[0, len(prompt) :].tolist()
-    ended = theirs[-1] == tokenizer.eos_token_id
-    text = tokenizer.decode(theirs[: len(theirs) - int(ended)], clean_up_tokenization_spaces=False)
-    same_prompt = tuple(prompt) == group.prompt.token_ids
-    place = next((at for at, pair in enumerate(itertools.zip_longest(ours, theirs)) if pair[0] != pair[1]), None)
-    if place is None:
-        return Compared(group, same_prompt, text, None, None)
-    logits = model(torch.tensor([prompt + ours[:place]], device=model.device)).logits[0, -1].float()
-    return Compared(group, same_prompt, text, place, (logits.max() - logits[ours[place]]).item())
+def greedy(
+    prompts: list[list[int]], budgets: list[int], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Transformers' answers to prompts that are padded to one length, each of at most its budget of tokens."""
+    longest, eos = max(map(len, prompts)), tokenizer.eos_token_id
+    ids = torch.tensor([[eos] * (longest - len(one)) + one for one in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=model.device)
+    made = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=max(budgets), pad_token_id=eos)
+    answers = [one[:budget] for one, budget in zip(made[:, longest:].tolist(), budgets, strict=True)]
+    return [one[: one.index(eos) + 1] if eos in one else one for one in answers]
+
+
+@torch.no_grad()
+def compare(groups: list[Group], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Compared]:
+    """Transformers' answers to the same questions, as long as the stored ones."""
+    messages = [[{"role": "user", "content": group.prompt.question}] for group in groups]
+    prompts = [
+        list(tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False)) for one in messages
+    ]
+    stored = [group.samples[0].tokens.tolist() for group in groups]
+    made = greedy(prompts, list(map(len, stored)), model, tokenizer)
+    compared = []
+    for group, prompt, ours, theirs in zip(groups, prompts, stored, made, strict=True):
+        ended = theirs[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(theirs[: len(theirs) - int(ended)], clean_up_tokenization_spaces=False)
+        same_prompt = tuple(prompt) == group.prompt.token_ids
+        place = next((at for at, pair in enumerate(itertools.zip_longest(ours, theirs)) if pair[0] != pair[1]), None)
+        gap = None
+        if place is not None:
+            logits = model(torch.tensor([prompt + ours[:place]], device=model.device)).logits[0, -1].float()
+            gap = (logits.max() - logits[ours[place]]).item()
+        compared.append(Compared(group, same_prompt, text, place, gap))
+    return compared
 
 
 def score(items: list[Compared], reward: RewardConfig) -> tuple[list[float], list[float]]:
@@ -74,10 +91,12 @@ def run(args: argparse.Namespace) -> None:
     reward, problems = build(tree["reward"], RewardConfig)
     if reward is None:
         raise ConfigError(problems)
-    groups = map(group_from_row, itertools.islice(read_rows(args.run / "eval" / HELDOUT_SAMPLES), args.limit))
+    rows = itertools.islice(read_rows(args.run / "eval" / HELDOUT_SAMPLES), args.limit)
+    groups = [group_from_row(row) for row in rows]
     model = AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.hf)
-    items = [compare(group, model, tokenizer) for group in groups]
+    parts = [groups[start : start + args.rows] for start in range(0, len(groups), args.rows)]
+    items = [item for part in parts for item in compare(part, model, tokenizer)]
     ours, theirs = score(items, reward)
     parted = [item for item in items if item.gap is not None]
     same_texts = sum(item.text == item.group.samples[0].text for item in items)
@@ -101,6 +120,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True, help="run folder of the evaluation")
     parser.add_argument("--hf", type=Path, required=True, help="Hugging Face folder of the same weights")
     parser.add_argument("--limit", type=int, default=100, help="at most so many questions")
+    parser.add_argument("--rows", type=int, default=1, help="answers that transformers generates at a time")
     parser.add_argument("--device", default="cpu", help="for transformers")
     parser.add_argument("--tie", type=float, default=1e-3, help="difference of logits that rounding explains")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Checkpoint -> Hugging Face folder that transformers and vLLM load as it is.
 
-python tools/export_hf.py --ckpt RUN --out DIR [--dtype bf16|fp32|fp16|fp8] [--tokenizer DIR] [--verify]
+python tools/export_hf.py --ckpt RUN --out DIR [--dtype bf16|fp32|fp16|fp8] [--ema] [--tokenizer DIR] [--verify]
 python tools/export_hf.py --dry-run --model conf/model/deepseek_v3.yaml --dtype fp8 --out DIR
 docs/conversion.md says more.
 """
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         max_memory_bytes=args.max_memory,
         workers=args.workers,
         verify=args.verify,
+        use_ema=args.ema,
     )
     done = export_checkpoint(args.ckpt, args.out, options, model=model, tokenizer=args.tokenizer)
     print(f"exported to {done.folder}: {done.tensors:,} tensors, {done.bytes / 1e9:.2f} GB")
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--ckpt", type=Path, help="run folder (its newest checkpoint) or step folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="fp8: DeepSeek's 128 x 128 blocks")
+    parser.add_argument("--ema", action="store_true", help="the weights' average (optim.ema_decay) instead of them")
     parser.add_argument("--model", type=Path, help="as in conf/model, where the run folder does not say")
     parser.add_argument("--tokenizer", type=Path, help="folder, ours or Hugging Face's; default: what was imported")
     parser.add_argument("--max-shard-size", type=parse_size, default="5G", help="of one file")

@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heldout-fraction", type=float, default=0.0, help="of the documents, into PREFIX_heldout")
     parser.add_argument("--fim-rate", type=float, default=0.0, help="share of documents cut for fill-in-the-middle")
     parser.add_argument("--seed", type=int, default=1234, help="of the fill-in-the-middle cuts")
-    parser.add_argument("--decontaminate", nargs="*", default=[], help="jsonl files of evaluation sets")
+    parser.add_argument("--decontaminate", nargs="*", default=[], help="jsonl files, or builtin:gsm8k")
     parser.add_argument("--ngram", type=int, default=13, help="words that an evaluation set must not share")
     return parser.parse_args()
 

@@ -18,6 +18,7 @@ from r1train.config import (
     check_samples,
     check_schedule,
     check_switches,
+    check_token_merging,
     check_train,
 )
 from r1train.config.schema import RunConfig
@@ -40,6 +41,7 @@ RULES = (
     *check_model.RULES,
     *check_layout.RULES,
     *check_switches.RULES,
+    *check_token_merging.RULES,
     *check_train.RULES,
     *check_data.RULES,
     *check_rl.RULES,

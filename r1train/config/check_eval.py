@@ -62,7 +62,7 @@ def answers_have_a_place(cfg: RunConfig) -> list[Problem]:
 def suite_sampling_fits(cfg: RunConfig) -> list[Problem]:
     """The rules of eval's own sampling, for what a suite changes."""
     problems = []
-    positions = cfg.model.max_position_embeddings
+    positions = cfg.model.distinct_positions
     for key, suite in _suites(cfg):
         if suite.temperature is not None and suite.temperature < 0:
             problems.append(Problem(f"{key}.temperature", suite.temperature, "below 0", "0 (greedy) or more"))
@@ -76,7 +76,7 @@ def suite_sampling_fits(cfg: RunConfig) -> list[Problem]:
         prompt = suite.max_prompt_tokens or cfg.rollout.max_prompt_tokens
         response = suite.max_response_tokens or cfg.eval.max_response_tokens
         if prompt + response > positions:
-            what = f"with a prompt of {prompt} beyond the model's {positions} positions"
+            what = f"with a prompt of {prompt} beyond the {positions} positions that the model can tell apart"
             problems.append(Problem(f"{key}.max_response_tokens", response, what, f"at most {positions - prompt}"))
     return problems
 
@@ -86,7 +86,7 @@ def passkey_fits(cfg: RunConfig) -> list[Problem]:
     if passkey is None or not isinstance(cfg.stage, EvaluateStage):
         return []
     problems = []
-    room = cfg.model.max_position_embeddings - passkey.max_response_tokens
+    room = cfg.model.distinct_positions - passkey.max_response_tokens
     for name, values in (("lengths", passkey.lengths), ("depths", passkey.depths)):
         if not values or len(set(values)) < len(values):
             problems.append(Problem(f"eval.passkey.{name}", values, "empty, or a value twice", "each value once"))
@@ -95,7 +95,7 @@ def passkey_fits(cfg: RunConfig) -> list[Problem]:
         problems.append(Problem("eval.passkey.digits", passkey.digits, what, "2 or more"))
     for length in passkey.lengths:
         if length > room:
-            what = f"with {passkey.max_response_tokens} tokens of response beyond the model's positions"
+            what = f"with {passkey.max_response_tokens} tokens of response beyond what the model can tell apart"
             problems.append(Problem("eval.passkey.lengths", length, what, f"at most {room}"))
     problems += [
         Problem("eval.passkey.depths", depth, "outside 0 to 1", "a share of the text before the number")
@@ -106,10 +106,11 @@ def passkey_fits(cfg: RunConfig) -> list[Problem]:
 
 
 def perplexity_length_fits(cfg: RunConfig) -> list[Problem]:
-    length, positions = cfg.eval.perplexity_length, cfg.model.max_position_embeddings
+    length, positions = cfg.eval.perplexity_length, cfg.model.distinct_positions
     if length is None or length <= positions:
         return []
-    return [Problem("eval.perplexity_length", length, f"beyond the model's {positions} positions", "less, or null")]
+    what = f"beyond the {positions} positions that the model can tell apart"
+    return [Problem("eval.perplexity_length", length, what, "less, or null")]
 
 
 def _suites(cfg: RunConfig) -> Iterator[tuple[str, SuiteConfig]]:

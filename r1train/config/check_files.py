@@ -45,6 +45,21 @@ def sources_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
     return problems
 
 
+def evaluation_sets_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
+    """What the corpora must not share words with."""
+    if not isinstance(cfg.stage, PrepareStage):
+        return []
+    problems = []
+    for index, name in enumerate(cfg.data.decontaminate):
+        key = f"data.decontaminate.{index}"
+        if not name.startswith(BUILTIN):
+            problems += _file(key, name, made_later)
+        elif f"{name.removeprefix(BUILTIN)}_heldout" not in GSM8K_ASSETS:
+            what = "the package ships no such evaluation set"
+            problems.append(Problem(key, name, what, f"{BUILTIN}gsm8k, or a jsonl file"))
+    return problems
+
+
 def corpora_are_prepared(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
     if not isinstance(cfg.stage, PretrainStage):
         return []
@@ -188,6 +203,7 @@ def _asset(key: str, name: str) -> list[Problem]:
 
 RULES = (
     sources_exist,
+    evaluation_sets_exist,
     corpora_are_prepared,
     tokenizer_is_there,
     tokenizer_fits,

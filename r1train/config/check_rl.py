@@ -148,7 +148,8 @@ def stops_can_be_met(cfg: RunConfig) -> list[Problem]:
     return problems + [
         Problem(f"rl.stop_if.{name}", limit, "a gauge that is never below 0 would stop the first step", "0 or more")
         for name, limit in vars(cfg.rl.stop_if).items()
-        if limit is not None and limit < 0
+        # A reward has penalties and may be below 0.
+        if limit is not None and limit < 0 and name != "reward_below"
     ]
 
 
@@ -191,16 +192,18 @@ def sample_fits_training_sequence(cfg: RunConfig) -> list[Problem]:
 
 
 def sample_fits_positions(cfg: RunConfig) -> list[Problem]:
-    prompt, limit = cfg.rollout.max_prompt_tokens, cfg.model.max_position_embeddings
+    """Of the sampling that this stage does: a GRPO stage evaluates only where evaluate_after says so."""
+    prompt, limit = cfg.rollout.max_prompt_tokens, cfg.model.distinct_positions
+    samples = {
+        "rollout": (isinstance(cfg.stage, GrpoStage | RejectStage), cfg.rollout.max_response_tokens),
+        "eval": (isinstance(cfg.stage, EvaluateStage) or cfg.evaluate_after, cfg.eval.max_response_tokens),
+    }
+    what = f"with a prompt of {prompt} beyond the {limit} positions that the model can tell apart"
+    fix = f"at most {limit - prompt}, or raise model.max_position_embeddings (and model.yarn.factor)"
     return [
-        Problem(
-            f"{name}.max_response_tokens", value, f"with a prompt of {prompt} beyond the model's {limit} positions", fix
-        )
-        for name, value, fix in (
-            ("rollout", cfg.rollout.max_response_tokens, f"at most {limit - prompt}"),
-            ("eval", cfg.eval.max_response_tokens, f"at most {limit - prompt}"),
-        )
-        if prompt + value > limit
+        Problem(f"{name}.max_response_tokens", response, what, fix)
+        for name, (is_done, response) in samples.items()
+        if is_done and prompt + response > limit
     ]
 
 

@@ -1,8 +1,10 @@
 """Rules about generation engines and routing replay."""
 
 from r1train.config.schema import EvaluateStage, GrpoStage, RejectStage, RunConfig
-from r1train.config.schema_model import ModelConfig
+from r1train.config.schema_model import DenseModelConfig, ModelConfig
 from r1train.errors import Problem
+
+FP8_BLOCK = 128  # side of DeepSeek's blocks; convert/fp8.py, which this layer cannot import
 
 
 def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
@@ -14,9 +16,9 @@ def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
     if cfg.cluster.device == "cpu":
         what = "vLLM needs a GPU, but cluster.device is cpu"
         problems.append(Problem("rollout.engine", "vllm", what, "native, or a cluster with cuda"))
-    if cfg.optim.precision.startswith("fp8"):
-        what = "weights are pushed to vLLM in BF16 or FP32; quantising them on the way is not written"
-        problems.append(Problem("rollout.engine", "vllm", what, "native, or optim.precision=bf16"))
+    if cfg.optim.precision.startswith("fp8") and not rollout.fp8:
+        what = "the trainer computes in FP8, and vLLM would in BF16 with what is pushed to it"
+        problems.append(Problem("rollout.engine", "vllm", what, "rollout.fp8=true, native, or optim.precision=bf16"))
     if rollout.top_p < 1:
         what = "vLLM reports log-probabilities after top-p, the trainer computes them before it"
         problems.append(Problem("rollout.top_p", rollout.top_p, what, "1.0, or rollout.engine=native"))
@@ -24,6 +26,40 @@ def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
         what = "not a share of the GPU's memory"
         problems.append(Problem("rollout.gpu_memory_share", rollout.gpu_memory_share, what, "above 0, below 1"))
     return problems
+
+
+def fp8_engine_fits(cfg: RunConfig) -> list[Problem]:
+    """vLLM's FP8 kernels take whole blocks, and CUDA graphs would keep what MLA derives from the weights before."""
+    rollout, key = cfg.rollout, "rollout.fp8"
+    if not rollout.fp8 or not _generates(cfg):
+        return []
+    if rollout.engine != "vllm":
+        what = "the native engine computes with the training weights as they are"
+        return [Problem(key, True, what, "false, or rollout.engine=vllm")]
+    problems = []
+    if cfg.optim.precision == "fp32":
+        what = "vLLM's FP8 kernels compute BF16 activations"
+        problems.append(Problem(key, True, what, "false, or optim.precision=bf16"))
+    if rollout.cuda_graphs:
+        what = "vLLM's CUDA graphs would go on with what it made of the weights that were loaded first"
+        problems.append(Problem(key, True, what, "rollout.cuda_graphs=false"))
+    ragged = {name: size for name, size in _fp8_widths(cfg.model).items() if size % FP8_BLOCK}
+    if ragged:
+        name = next(iter(ragged))
+        what = f"vLLM's FP8 blocks are of {FP8_BLOCK}, which does not divide {name} = {ragged[name]}"
+        problems.append(Problem(key, True, what, f"false, or a model whose {', '.join(ragged)} are multiples"))
+    return problems
+
+
+def _fp8_widths(model: ModelConfig | DenseModelConfig) -> dict[str, int]:
+    """What the FP8 matrices read, and where matrices are joined, write."""
+    widths = {"hidden_size": model.hidden_size, "ffn_hidden_size": model.ffn_hidden_size}
+    if isinstance(model, ModelConfig):
+        widths |= {"moe_ffn_hidden_size": model.moe_ffn_hidden_size, "kv_lora_rank": model.kv_lora_rank}
+        widths |= {"num_attention_heads * v_head_dim": model.num_attention_heads * model.v_head_dim}
+        return widths | ({} if model.q_lora_rank is None else {"q_lora_rank": model.q_lora_rank})
+    heads, groups = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    return widths | {"num_attention_heads * head_dim": heads, "num_key_value_heads * head_dim": groups}
 
 
 def routing_can_be_replayed(cfg: RunConfig) -> list[Problem]:
@@ -72,15 +108,8 @@ def asynchrony_fits(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
-def graphs_are_vllms(cfg: RunConfig) -> list[Problem]:
-    if not cfg.rollout.cuda_graphs or cfg.rollout.engine == "vllm":
-        return []
-    what = "the native engine's expert layers ask the host how many tokens each expert gets, which no graph can hold"
-    return [Problem("rollout.cuda_graphs", True, what, "false, or rollout.engine=vllm")]
-
-
 def _generates(cfg: RunConfig) -> bool:
     return isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
 
 
-RULES = (vllm_can_serve, graphs_are_vllms, asynchrony_fits, routing_can_be_replayed)
+RULES = (vllm_can_serve, fp8_engine_fits, asynchrony_fits, routing_can_be_replayed)

@@ -154,6 +154,20 @@ def optimizer_memory_in_range(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
+def rl_memory_can_move(cfg: RunConfig) -> list[Problem]:
+    """On CPU both switches work and gain nothing: what moves goes from memory to memory."""
+    problems: list[Problem] = []
+    if not isinstance(cfg.stage, GrpoStage):
+        return problems
+    if cfg.rl.reference_offload and cfg.rl.kl_coef == 0:
+        what = "without a KL term there is no reference policy"
+        problems.append(Problem("rl.reference_offload", True, what, "false, or rl.kl_coef above 0"))
+    if cfg.rl.offload_during_rollout and cfg.optim.cpu_offload_fraction > 0:
+        what = "optimizer state is in host memory already (optim.cpu_offload_fraction)"
+        problems.append(Problem("rl.offload_during_rollout", True, what, "false, or optim.cpu_offload_fraction=0"))
+    return problems
+
+
 def _generates(cfg: RunConfig) -> bool:
     return isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
 
@@ -178,4 +192,5 @@ RULES = (
     recompute_modules_exist,
     expert_tensor_parallelism_fits,
     optimizer_memory_in_range,
+    rl_memory_can_move,
 )

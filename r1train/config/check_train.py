@@ -1,7 +1,6 @@
 """Rules about the training stages: lengths, batches, optimizer and schedules."""
 
 from r1train.config.schema import GrpoStage, PretrainStage, RewardModelStage, RunConfig, SftStage
-from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_train import Piecewise
 from r1train.errors import Problem
 
@@ -9,13 +8,8 @@ TRAINING = (PretrainStage, SftStage, GrpoStage, RewardModelStage)
 
 
 def sequence_fits_positions(cfg: RunConfig) -> list[Problem]:
-    """A sequence needs max_position_embeddings positions, and with YaRN factor x original_max_positions too.
-
-    Packed rows (SFT, GRPO) may be longer: positions start anew with every sample in them.
-    """
-    limit, model = cfg.model.max_position_embeddings, cfg.model
-    if isinstance(model, ModelConfig) and model.yarn is not None:
-        limit = min(limit, int(model.yarn.factor * model.yarn.original_max_positions))
+    """Packed rows (SFT, GRPO) may be longer: positions start anew with every sample in them."""
+    limit = cfg.model.distinct_positions
     if not isinstance(cfg.stage, PretrainStage) or cfg.stage.seq_length <= limit:
         return []
     what = f"longer than the {limit} positions that the model can tell apart"

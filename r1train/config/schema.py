@@ -139,11 +139,24 @@ class ScheduleStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student that a schedule distils into, imported to <root>/student: its options of the groups model and lr.
+
+    tokenizer_vocab_size: entries of its own tokenizer, all that may be generated.
+    """
+
+    model: str
+    lr: str
+    tokenizer_vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Order of stages."""
+    """Order of stages. student: what its distillation steps name in ${schedule.student...}, if they do."""
 
     name: str
     steps: tuple[ScheduleStep, ...]
+    student: StudentConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,23 @@ class YarnConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenMergingConfig:
+    """Layers first_layer to last_layer (from 1, both included) see one state per `window` tokens.
+
+    An experiment that neither paper has; pre-training only. docs/token_merging.md.
+    """
+
+    first_layer: int
+    last_layer: int
+    window: int
+
+    @property
+    def layers(self) -> range:
+        """Numbers of the layers, from 1."""
+        return range(self.first_layer, self.last_layer + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A DeepSeek-shaped decoder: MLA attention, dense first layers, DeepSeekMoE after them, MTP at the end.
 
@@ -26,6 +43,7 @@ class ModelConfig:
     query projection. moe_* and num_experts describe layers from num_dense_layers on.
     attention_windows: for every layer how many tokens, itself included, a token sees, null: all before it; null for
     the whole list: no layer has a window, as in DeepSeek's released models. MTP's layer sees all.
+    token_merging: null, off.
     """
 
     architecture: Literal["deepseek"] = "deepseek"
@@ -59,6 +77,7 @@ class ModelConfig:
     init_std: float
     sequence_loss_coef: float
     attention_windows: tuple[int | None, ...] | None = None
+    token_merging: TokenMergingConfig | None = None
 
     @property
     def qk_head_dim(self) -> int:
@@ -68,6 +87,13 @@ class ModelConfig:
     @property
     def num_moe_layers(self) -> int:
         return self.num_layers - self.num_dense_layers
+
+    @property
+    def distinct_positions(self) -> int:
+        """How many positions a sequence may have: with YaRN no more than factor x original_max_positions."""
+        if self.yarn is None:
+            return self.max_position_embeddings
+        return min(self.max_position_embeddings, int(self.yarn.factor * self.yarn.original_max_positions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +141,11 @@ class DenseModelConfig:
     @property
     def v_head_dim(self) -> int:
         return self.head_dim
+
+    @property
+    def distinct_positions(self) -> int:
+        """How many positions a sequence may have."""
+        return self.max_position_embeddings
 
     @property
     def mtp_depth(self) -> int:

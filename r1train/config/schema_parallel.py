@@ -10,7 +10,7 @@ class ParallelConfig:
 
     pp_layout: megatron-core's layout string (E embedding, t layer, m MTP, L loss, | next stage); None splits evenly.
     With pp x n stages every rank holds n chunks of the model and the schedule interleaves them (VPP).
-    dispatcher: flex is DeepEP's; where that cannot be imported, alltoall takes its place and a line says so.
+    dispatcher: flex is DeepEP's; where that does not work (dist/probe.py), alltoall takes its place and a line says so.
     overlap_*: gradient reduction, gathering of weights, expert all-to-all, each hidden behind computation.
     delay_wgrad: with overlap_expert_all_to_all, weight gradients wait to fill its gaps.
     """

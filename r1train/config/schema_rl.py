@@ -27,8 +27,10 @@ class RolloutConfig:
 
     engine: native generates on the training weights, vllm on a copy that is pushed to it (docs/rollout.md).
     store_groups: finished groups are stored as they come, so that a killed run samples only what is missing.
-    For vllm: cuda_graphs, else it runs eagerly; gpu_memory_share, its share of the GPU while awake; push_mib, the
-    weights that are under way to it at a time.
+    cuda_graphs: decode steps are replayed as CUDA graphs; false: launched kernel by kernel. The native engine does so
+    too where a graph cannot be (docs/rollout.md). For vllm: gpu_memory_share, its share of the GPU while awake;
+    push_mib, the weights that are under way to it at a time; fp8, it computes with DeepSeek's FP8 blocks, quantised on
+    the way to it.
     """
 
     engine: Literal["native", "vllm"]
@@ -39,9 +41,10 @@ class RolloutConfig:
     batch_size: int
     store_groups: bool = False
     asynchrony: AsynchronyConfig = field(default_factory=AsynchronyConfig)
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     gpu_memory_share: float = 0.4
     push_mib: int = 1024
+    fp8: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,9 @@ class StopIf:
     logprob_gap_max_above: float | None = None
     logprob_gap_k3_above: float | None = None
     truncated_share_above: float | None = None
+    response_tokens_above: float | None = None
+    grader_errors_above: float | None = None
+    reward_below: float | None = None
     flipped_experts_share_above: float | None = None
     entropy_below: float | None = None
     kl_above: float | None = None
@@ -126,7 +132,8 @@ class RlConfig:
     [1 - clip_low, 1 + clip_high]. kl_estimator: of KL(policy, reference) at each token, inside the loss.
     record_routing: the engine tells which experts each token went to. routing_replay: the experts that the policy's
     passes use: their own (none), the engine's (R3), or for the update those of the pass over the old policy (R2).
-    replay_reference: the reference policy uses them, too.
+    replay_reference: the reference policy uses them, too. reference_offload: the reference lies in host memory but for
+    its own passes. offload_during_rollout: so do master weights, moments and gradient buffers while a rollout is drawn.
     """
 
     name: str
@@ -143,4 +150,6 @@ class RlConfig:
     record_routing: bool = True
     routing_replay: Literal["none", "engine", "old"] = "none"
     replay_reference: bool = False
+    reference_offload: bool = False
+    offload_during_rollout: bool = False
     stop_if: StopIf = field(default_factory=StopIf)

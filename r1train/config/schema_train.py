@@ -114,6 +114,8 @@ class DataConfig:
     mask_across_documents: attention and loss of pre-training stay within documents (V3: they do not).
     loader: what reads ahead and copies to the GPU; both give the same batches.
     heldout_fraction: share of every corpus's documents that is kept from training, for perplexity (data/split.py).
+    decontaminate: jsonl files of evaluation sets, or builtin:gsm8k for its held-out rows; documents of the corpora that
+    share decontaminate_words words in a row with any string there are left out and listed (data/decontaminate.py).
     tokenizer: folder of a tokenizer to use as it is, ours or a Hugging Face model's with its chat template; null: one
     is trained on the corpora.
     """
@@ -128,5 +130,7 @@ class DataConfig:
     tokenizer: str | None = None
     heldout_fraction: float = 0.0
     fim_rate: float = 0.0
+    decontaminate: tuple[str, ...] = ()
+    decontaminate_words: int = 13
     mask_across_documents: bool = False
     loader: Literal["torch", "dali"] = "torch"

@@ -23,6 +23,7 @@ from r1train.convert.work import memory_budget, run_groups
 from r1train.data.tokenizer import is_our_tokenizer
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
+from r1train.log.checkpoints import EMA_PREFIX
 
 # One element of a block: read, joined, converted, quantised.
 _BYTES_PER_ELEMENT = 16
@@ -32,13 +33,17 @@ _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.floa
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """dtype: bfloat16, float32, float16 or float8_e4m3fn (DeepSeek's block quantisation); other fields as in import."""
+    """dtype: bfloat16, float32, float16 or float8_e4m3fn (DeepSeek's block quantisation); other fields as in import.
+
+    use_ema: the average of the weights (optim.ema_decay) instead of the weights themselves.
+    """
 
     dtype: torch.dtype = torch.bfloat16
     max_shard_bytes: int = 5 * 10**9
     max_memory_bytes: int = 8 * 2**30
     workers: int = 2
     verify: bool = False
+    use_ema: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def export_checkpoint(
     model: where the run folder does not say. tokenizer: folder of ours or of Hugging Face; without it the files that
     the import carried along, or those of the run's data folder. Continues where an earlier call with the same arguments
     was killed; the folder is complete when its index is there. Raises CheckpointError, before anything is written, for
-    a checkpoint that does not fit.
+    a checkpoint that does not fit, or that keeps no average where that is asked for.
     """
     options = options or ExportOptions()
     step = step_folder(ckpt)
@@ -156,14 +161,14 @@ def export_checkpoint(
     config = model_to_hf(model, dtype=_DTYPE_NAMES.get(options.dtype, "bfloat16"), fp8=options.dtype == FP8)
     if (out / INDEX_FILE).is_file():
         raise CheckpointError(f"{out} is finished already. Fix: write to a new folder, or remove this one")
-    source, found = TorchDistFolder(step), entries(model)
+    source, found = _source(step, use_ema=options.use_ema), entries(model)
     check_tensors(source, found)
     files = split_into_files(hf_tensors(found, options.dtype), options.max_shard_bytes)
     chunk = source.largest_chunk_bytes({entry.key for entry in found})
     budget = memory_budget(max_memory_bytes=options.max_memory_bytes, workers=options.workers, least_bytes=2 * chunk)
     records = Records(out)
     stat = (step / ".metadata").stat()
-    plan = {"source": str(step.resolve()), "mtime_ns": stat.st_mtime_ns, "config": config}
+    plan = {"source": str(step.resolve()), "mtime_ns": stat.st_mtime_ns, "config": config, "ema": options.use_ema}
     records.begin(plan | {"files": len(files), "max_shard_bytes": options.max_shard_bytes})
     job = ExportJob(source, out, files, budget.buffer_bytes - chunk)
     sizes = [sum(tensor.bytes for tensor in group) for group in files]
@@ -175,6 +180,16 @@ def export_checkpoint(
     result = _finish(job, finished)
     records.end()
     return result
+
+
+def _source(step: Path, *, use_ema: bool) -> TorchDistFolder:
+    if not use_ema:
+        return TorchDistFolder(step)
+    source = TorchDistFolder(step, prefix=EMA_PREFIX)
+    if not source.tensors:
+        fix = "Fix: train with optim.ema_decay, or export the weights themselves (without --ema)"
+        raise CheckpointError(f"{step} keeps no average of the weights. {fix}")
+    return source
 
 
 def _finish(job: ExportJob, finished: list[dict]) -> ExportResult:

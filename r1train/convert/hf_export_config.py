@@ -22,6 +22,11 @@ def model_to_hf(model: ModelConfig | DenseModelConfig, *, dtype: str, fp8: bool 
 
 def _class(model: ModelConfig) -> tuple[str, str, str]:
     """model_type, class and topk_method of transformers for this gate; CheckpointError where there is none."""
+    if model.token_merging is not None:
+        raise CheckpointError(
+            f"model {model.name}: token_merging is an experiment that no Hugging Face or vLLM class has. "
+            "Fix: train with token_merging=null to export"
+        )
     if model.attention_windows is not None and any(model.attention_windows):
         raise CheckpointError(
             f"model {model.name}: attention_windows={list(model.attention_windows)}, but DeepSeek's classes in "

@@ -150,8 +150,11 @@ def step_folder(path: Path) -> Path:
 class TorchDistFolder:
     """A finished checkpoint to read boxes from."""
 
-    def __init__(self, folder: Path):
-        """Raises CheckpointError for a folder without marker or with unreadable metadata."""
+    def __init__(self, folder: Path, *, prefix: str = ""):
+        """prefix: only tensors whose names begin with it, under their names without it.
+
+        Raises CheckpointError for a folder without marker or with unreadable metadata.
+        """
         if not (folder / MARKER).is_file():
             raise CheckpointError(f"{folder} has no {MARKER} marker: it was not written to its end. Fix: use another")
         try:
@@ -159,10 +162,11 @@ class TorchDistFolder:
         except (OSError, pickle.UnpicklingError, EOFError) as error:
             raise CheckpointError(f"{folder}/.metadata cannot be read ({error}). Fix: use another checkpoint") from None
         self.folder = folder
+        self._prefix = prefix
         self.tensors: dict[str, TensorStorageMetadata] = {
-            key: value
+            key.removeprefix(prefix): value
             for key, value in metadata.state_dict_metadata.items()
-            if isinstance(value, TensorStorageMetadata)
+            if isinstance(value, TensorStorageMetadata) and key.startswith(prefix)
         }
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self._reader = PieceReader(folder)
@@ -190,7 +194,7 @@ class TorchDistFolder:
                 continue
             inside = tuple(slice(s - b, e - b) for s, e, b in zip(starts, ends, chunk.offsets, strict=True))
             target = tuple(slice(s - a, e - a) for s, e, a in zip(starts, ends, offset, strict=True))
-            found.append((target, inside, MetadataIndex(key, chunk.offsets, number)))
+            found.append((target, inside, MetadataIndex(self._prefix + key, chunk.offsets, number)))
             covered += math.prod(e - s for s, e in zip(starts, ends, strict=True))
         if covered != math.prod(shape):
             raise CheckpointError(f"{self.folder}: {key} is stored in part only. Fix: use another checkpoint")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def check_corpus(prefix: Path, tokenizer: Tokenizer) -> None:
     fix = "Fix: tokenise it with the tokenizer in data.dir (prepare stage, or tools/tokenize_corpus.py)"
     made_by = beside(prefix, ".json")
     if made_by.is_file():
-        content = json.loads(made_by.read_text(encoding="utf-8"))
+        content = _made_by(made_by)
         if content["tokenizer"] != tokenizer.content_hash:
             sizes = f"its vocabulary has {content['vocab_size']} entries, data.dir's {tokenizer.vocab_size}"
             raise DataError(f"{prefix}: made with another tokenizer ({sizes}). {fix}")
@@ -38,6 +39,20 @@ def check_corpus(prefix: Path, tokenizer: Tokenizer) -> None:
         raise DataError(f"{prefix}: token id {largest}, but the vocabulary has {tokenizer.vocab_size} entries. {fix}")
     if int(ring.read(ring.num_tokens - 1, 1)[0]) != tokenizer.document_end_id:
         raise DataError(f"{prefix}: the last document does not end with <|eos|>, so it is another tokenizer's. {fix}")
+
+
+def _made_by(path: Path) -> dict[str, Any]:
+    """What made a corpus. Raises DataError where the file does not say."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    kinds = {"tokenizer": str, "vocab_size": int, "tokens": int}
+    if isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+        return content
+    what = f"does not hold {', '.join(kinds)} of the corpus, so it is truncated or another file"
+    fix = "write the corpus again (prepare stage, or tools/tokenize_corpus.py), or remove this file"
+    raise DataError(f"{path}: {what}. Fix: {fix}")
 
 
 def _parts(ring: TokenRing) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from r1train.data.corpus import CorpusSize, CorpusWriter, beside
-from r1train.data.decontaminate import NgramFilter, evaluation_texts
+from r1train.data.decontaminate import NgramFilter, evaluation_file, evaluation_texts
 from r1train.data.encode import encode_documents
 from r1train.data.fim import FimRule
 from r1train.data.rows import Part, row_text
@@ -20,8 +20,8 @@ class PartOptions:
     """Everything besides the rows that decides what comes out.
 
     text_field: key of a JSON row, or column of a parquet file, that holds the document. heldout_fraction: of the
-    documents, into a corpus of their own, always without FIM. decontaminate: jsonl files of evaluation sets, whose
-    ngram-word runs a training document must not share (held-out documents neither).
+    documents, into a corpus of their own, always without FIM. decontaminate: jsonl files of evaluation sets, or
+    builtin:gsm8k, whose ngram-word runs a training document must not share (held-out documents neither).
     """
 
     tokenizer: str
@@ -58,7 +58,7 @@ class PartWorker:
         self._fim = FimRule(options.fim_rate, options.seed) if options.fim_rate else None
         if self._fim and self._tokenizer.fim_ids is None:
             raise DataError(f"{options.tokenizer}: a tokenizer without FIM tokens. Fix: train it with --fim")
-        paths = map(Path, options.decontaminate)
+        paths = map(evaluation_file, options.decontaminate)
         self._ngrams = NgramFilter(evaluation_texts(paths), n=options.ngram) if options.decontaminate else None
 
     def run(self, part: Part) -> PartReport:

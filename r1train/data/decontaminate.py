@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from r1train.data.documents import BUILTIN_PREFIX, asset
 from r1train.data.files import read_rows
 from r1train.errors import DataError
 
@@ -70,6 +71,28 @@ def _window_hashes(ids: np.ndarray, length: int) -> np.ndarray:
     for offset in range(length):
         hashes = hashes * _MULTIPLIER + ids[offset : offset + count]
     return hashes
+
+
+class CleanTexts:
+    """Documents without those that share an n-gram with an evaluation set; from the beginning each time it is read.
+
+    removed: number of the document, from 1, and the n-gram of those that are left out.
+    """
+
+    def __init__(self, texts: Iterable[str], ngrams: NgramFilter):
+        """texts: can be read again; looked through once, here."""
+        self._texts = texts
+        found = ((number, ngrams.find(text)) for number, text in enumerate(texts, start=1))
+        self.removed: dict[int, str] = {number: ngram for number, ngram in found if ngram is not None}
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for number, text in enumerate(self._texts, start=1) if number not in self.removed)
+
+
+def evaluation_file(name: str) -> Path:
+    """A file of an evaluation set by its path, or by builtin:gsm8k the rows of it that ship as held-out ones."""
+    builtin = name.removeprefix(BUILTIN_PREFIX)
+    return Path(name) if builtin == name else asset(f"{builtin}_heldout.jsonl.gz")
 
 
 def evaluation_texts(paths: Iterable[Path]) -> Iterator[str]:

@@ -23,7 +23,8 @@ def mixed_rows(rows: list[dict], wanted: int, *, seed: int) -> list[dict]:
 class PromptMix:
     """The prompts of RL: one set, and from a later step on a share of a second one.
 
-    Which set and which of its prompts stand at a position is a pure function of position and `late`.
+    Which set and which of its prompts stand at a position is a pure function of position and `late`: the first set goes
+    on where it was, the second begins.
     """
 
     def __init__(self, prompts: PromptSet, late: PromptSet | None = None, *, share: float = 0.0):
@@ -34,14 +35,19 @@ class PromptMix:
         """Names of all tasks of both sets."""
         return {prompt.task for one in (self._prompts, self._late) if one is not None for prompt in one.prompts}
 
-    def take(self, position: int, count: int, *, late: bool) -> list[Prompt]:
-        """Prompts [position, position + count); late: the second set has its share among them, evenly spread."""
-        if not late or self._late is None:
-            return self._prompts.take(position, count)
-        return [self._mixed(self._late, index) for index in range(position, position + count)]
+    def take(self, position: int, count: int, *, late: int | None) -> list[Prompt]:
+        """Prompts [position, position + count).
 
-    def _mixed(self, late: PromptSet, index: int) -> Prompt:
+        late: the position from which on the second set has its share among them, evenly spread; None: not yet.
+        """
+        if late is None or self._late is None:
+            return self._prompts.take(position, count)
+        assert position >= late, (position, late)
+        return [self._mixed(self._late, late, index - late) for index in range(position, position + count)]
+
+    def _mixed(self, second: PromptSet, late: int, index: int) -> Prompt:
+        """index: prompts since the second set joined, at position `late`."""
         before, after = int(index * self._share), int((index + 1) * self._share)
         if after > before:
-            return late.take(before, 1)[0]
-        return self._prompts.take(index - before, 1)[0]
+            return second.take(before, 1)[0]
+        return self._prompts.take(late + index - before, 1)[0]

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from r1train.data.blend import blend
 from r1train.data.corpus import beside
 from r1train.data.order import epoch_order, generator
 from r1train.errors import DataError
 
-_INDEX_HEADER = b"MMIDIDX\x00\x00"
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, type of a token, sequences, documents + 1
+_TOKEN_TYPES = {DType[name].value for name in ("uint8", "int8", "int16", "int32", "int64", "uint16")}
 
 
 class TokenRing:
@@ -55,15 +57,20 @@ class TokenRing:
 
 
 def _opened(prefix: Path, fix: str) -> IndexedDataset:
-    """megatron-core's reader; DataError for an index that it cannot read."""
+    """megatron-core's reader; DataError for an index that it cannot read.
+
+    Looked at before it is opened: a reader that fails half-way prints a second error when it is collected.
+    """
     index = beside(prefix, ".idx")
     with open(index, "rb") as file:
-        is_index = file.read(len(_INDEX_HEADER)) == _INDEX_HEADER
-    try:
-        if is_index:
+        header = file.read(_INDEX_HEADER.size)
+    if len(header) == _INDEX_HEADER.size:
+        magic, version, code, sequences, documents = _INDEX_HEADER.unpack(header)
+        # Behind the header: int32 length and int64 place of every sequence, int64 first sequence of every document.
+        size = _INDEX_HEADER.size + 12 * sequences + 8 * documents
+        is_index = (magic, version) == (_INDEX_MAGIC, 1) and code in _TOKEN_TYPES and sequences > 0
+        if is_index and index.stat().st_size == size:
             return IndexedDataset(str(prefix))
-    except (AssertionError, KeyError, ValueError, struct.error):
-        pass
     raise DataError(f"{index}: not an index of megatron-core, or truncated. {fix}")
 
 

@@ -16,7 +16,7 @@ from r1train.eval.score import EvalReport, Outcome, make_report, write_report
 from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
 from r1train.reward.answer import find_answer
 from r1train.reward.base import Score
-from r1train.reward.score import Scorer
+from r1train.reward.score import Scorer, check_tasks
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.types import Group, group_to_row
 
@@ -63,7 +63,7 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
     """Reports of the prepared held-out problems, per task, written by rank 0 with every sample. Collective.
 
     prompts: the first problems_per_task of each task are asked samples_per_problem times. Reports of an earlier attempt
-    with the same inputs are taken as they are.
+    with the same inputs are taken as they are. Raises, before anything is generated, what check_tasks raises.
     """
     chosen: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -74,6 +74,7 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
     known = [report for task, key in keys.items() if (report := target.finished(task, key)) is not None]
     if len(known) == len(chosen):
         return known
+    check_tasks(cfg.reward, chosen)
     params = SamplingParams(
         samples_per_prompt=cfg.eval.samples_per_problem,
         temperature=cfg.eval.temperature,

@@ -82,7 +82,7 @@ def heldout_perplexity(trainer: Measurable, tokenizer: Tokenizer) -> float | Non
 def loaded_perplexity(loaded: Loaded, tokenizer: Tokenizer, folder: Path) -> float | None:
     """The same for a checkpoint under evaluation: windows of eval.perplexity_length tokens, one at a time."""
     cfg = loaded.cfg
-    length = cfg.eval.perplexity_length or min(USUAL_LENGTH, cfg.model.max_position_embeddings)
+    length = cfg.eval.perplexity_length or min(USUAL_LENGTH, cfg.model.distinct_positions)
     return corpora_perplexity(loaded, tokenizer, seq_length=length, micro_batch_size=1, folder=folder)
 
 

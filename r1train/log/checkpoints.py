@@ -4,6 +4,8 @@ from pathlib import Path
 
 # A folder counts as a checkpoint once this file is there; it is written last.
 MARKER = "_DONE"
+# How the names of the tensors of the weights' average begin (train/ema.py).
+EMA_PREFIX = "ema."
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

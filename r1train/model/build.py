@@ -17,6 +17,7 @@ from r1train.model import spec_deepseek, spec_dense
 from r1train.model.gpt import R1Model
 from r1train.model.init_weights import init_weights
 from r1train.model.spec import backend_for
+from r1train.model.token_merging import with_merging
 
 
 def build_model(cfg: RunConfig, device: Device) -> R1Model:
@@ -75,9 +76,10 @@ def _chunk(model: AnyModelConfig, config: TransformerConfig, device: Device, vp_
 
 def _deepseek(model: ModelConfig, config: TransformerConfig, device: Device, vp_stage: int | None) -> R1Model:
     backend = backend_for(device.type)
+    decoder = spec_deepseek.decoder_spec(config, backend, vp_stage, model.attention_windows)
     return R1Model(
         config,
-        spec_deepseek.decoder_spec(config, backend, vp_stage, model.attention_windows),
+        with_merging(decoder, model.token_merging),
         **_shared_arguments(model, vp_stage),
         mtp_block_spec=spec_deepseek.mtp_spec(config, backend, vp_stage),
     )

@@ -8,6 +8,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from r1train.model.attention import window_of
+from r1train.model.decode_experts import FeedForward, dispatched
 from r1train.model.decode_grouped import grouped_attention
 from r1train.model.decode_latent import absorbed_attention
 from r1train.model.decode_slots import Slots
@@ -42,12 +43,13 @@ def rotary_angles(model: R1Model, capacity: int) -> tuple[torch.Tensor, float]:
     return model.rotary_pos_emb(capacity)[:, 0, 0], 1.0
 
 
-def _layer_forward(block: TransformerLayer, hidden: torch.Tensor, **attention_arguments) -> torch.Tensor:
+def _layer_forward(
+    block: TransformerLayer, hidden: torch.Tensor, feed_forward: FeedForward, **attention_arguments
+) -> torch.Tensor:
     """One decoder layer with residuals, without dropout or biases after a projection: no shape of ours has them."""
     attend = absorbed_attention if block.config.multi_latent_attention else grouped_attention
     hidden = hidden + attend(block.self_attention, block.input_layernorm(hidden), **attention_arguments)
-    output, _ = block.mlp(block.pre_mlp_layernorm(hidden))
-    return hidden + output
+    return hidden + feed_forward(block.mlp, block.pre_mlp_layernorm(hidden))
 
 
 def stage_forward(
@@ -55,24 +57,22 @@ def stage_forward(
     inputs: torch.Tensor,
     *,
     cache: TokenCache,
-    positions: torch.Tensor,
-    visible: int,
-    rotary: tuple[torch.Tensor, float],
+    slots: Slots,
+    feed_forward: FeedForward = dispatched,
 ) -> torch.Tensor:
     """This pipeline stage's part. inputs: token ids [b, s] on the first stage, hidden [s, b, h] later.
 
-    Returns hidden [s, b, h]; on the last stage after the final norm. positions: int64 [b, s], slots these tokens take,
-    all below `visible`, which the caller knows without asking the device. A cache with routes gets the experts chosen
-    here (inside `recording`, model/replay.py).
+    Returns hidden [s, b, h]; on the last stage after the final norm. slots: those that these tokens take and see. A
+    cache with routes gets the experts chosen here (inside `recording`, model/replay.py). feed_forward: how experts are
+    computed (model/decode_experts.py).
     """
-    hidden = model.embedding(input_ids=inputs, position_ids=positions) if model.pre_process else inputs
-    slots = Slots.at(positions, rotary, visible=visible)
+    hidden = model.embedding(input_ids=inputs, position_ids=slots.positions) if model.pre_process else inputs
     expert_layer = 0
     for index, block in enumerate(model.decoder.layers):
         seen = slots.within(window_of(block.self_attention.core_attention))
-        hidden = _layer_forward(block, hidden, cache=cache, layer=index, slots=seen)
+        hidden = _layer_forward(block, hidden, feed_forward, cache=cache, layer=index, slots=seen)
         if cache.routes is not None and isinstance(block.mlp, MoELayer):
-            cache.write_routes(expert_layer, positions, block.mlp.router.tape.recorded)
+            cache.write_routes(expert_layer, slots.positions, block.mlp.router.tape.recorded)
             expert_layer += 1
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
 

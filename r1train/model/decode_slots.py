@@ -18,6 +18,10 @@ class Slots:
 
     @staticmethod
     def at(positions: torch.Tensor, rotary: tuple[torch.Tensor, float], *, visible: int) -> "Slots":
+        """positions: int64 [b, s], all below `visible`, which the caller knows without asking the device.
+
+        rotary: angles of all slots and the factor on cos and sin.
+        """
         angles = rotary[0][positions].transpose(0, 1)[:, :, None]
         slots = torch.arange(visible, device=positions.device)
         return Slots(positions, angles, rotary[1], slots > positions[:, None, :, None])

@@ -47,6 +47,17 @@ class TokenCache:
         routes = None if self.routes is None else self.routes[chosen]
         return TokenCache(self.entries[:, chosen], self.lengths[chosen], routes)
 
+    def first(self, count: int) -> "TokenCache":
+        """A view of the first `count` sequences."""
+        routes = None if self.routes is None else self.routes[:count]
+        return TokenCache(self.entries[:, :count], self.lengths[:count], routes)
+
+    def keep(self, chosen: torch.Tensor) -> "TokenCache":
+        """The chosen sequences, int64 [n], moved to the front (in place); a view of them."""
+        kept = self.first(len(chosen))
+        kept.take_over(self.rows(chosen), torch.arange(len(chosen), device=chosen.device))
+        return kept
+
     def take_over(self, other: "TokenCache", rows: torch.Tensor) -> None:
         """Sequences of another cache, which is no longer than this one, in place of these rows (in place)."""
         self.entries[:, rows, : other.capacity] = other.entries
@@ -64,6 +75,10 @@ class TokenCache:
         routes = self.routes.new_zeros((sequences, capacity, *self.routes.shape[2:]))
         routes[:, :old] = self.routes
         return TokenCache(entries, self.lengths, routes)
+
+    @property
+    def nbytes(self) -> int:
+        return self.entries.nbytes + (0 if self.routes is None else self.routes.nbytes)
 
     def with_lengths(self, lengths: torch.Tensor) -> "TokenCache":
         return TokenCache(self.entries, lengths, self.routes)

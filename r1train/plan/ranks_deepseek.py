@@ -2,7 +2,7 @@
 
 from r1train.config.schema import RunConfig
 from r1train.config.schema_model import ModelConfig
-from r1train.plan.shape_deepseek import expert
+from r1train.plan.shape_deepseek import expert, token_merging
 
 
 def _moe_blocks(model: ModelConfig, letters: str, first_layer: int) -> int:
@@ -29,6 +29,7 @@ def unrouted(model: ModelConfig, cfg: RunConfig, letters: str, first_layer: int)
     count += dense_layers * 3 * hidden * model.ffn_hidden_size // tp
     count += moe_blocks * (model.num_experts * hidden + model.num_shared_experts * expert(model) // tp)
     count += letters.count("m") * (2 * hidden * hidden // tp + 3 * hidden)
+    count += token_merging(model)  # which has one pipeline stage only
     count += table * (("E" in letters or "m" in letters) + ("L" in letters))
     return count + hidden * _has_final_norm(model, letters, first_layer)
 

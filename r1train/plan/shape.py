@@ -42,6 +42,7 @@ def count_parameters(model: AnyModelConfig) -> ParameterCounts:
 def _deepseek(model: ModelConfig) -> ParameterCounts:
     embedding = model.vocab_size * model.hidden_size
     outside = 2 * embedding + model.hidden_size + model.num_dense_layers * shape_deepseek.dense_layer(model)
+    outside += shape_deepseek.token_merging(model)
     active_experts = model.num_experts_per_token
     moe_layer = shape_deepseek.moe_layer(model, model.num_experts)
     active = outside + model.num_moe_layers * shape_deepseek.moe_layer(model, active_experts)

@@ -34,3 +34,8 @@ def moe_layer(model: ModelConfig, num_experts: int) -> int:
 def mtp_block(model: ModelConfig, num_experts: int) -> int:
     """One MTP block: a MoE layer, the projection of two hidden states to one, three norms (V3 section 2.2)."""
     return moe_layer(model, num_experts) + 2 * model.hidden_size**2 + 3 * model.hidden_size
+
+
+def token_merging(model: ModelConfig) -> int:
+    """Scores and gate of the merged layers (model/token_merging.py)."""
+    return 0 if model.token_merging is None else 2 * model.hidden_size

@@ -9,7 +9,7 @@ from rich.table import Table
 from r1train.eval.score import EvalReport, read_report
 
 MISSING = "-"
-NOT_REPORTS = ("perplexity.json",)
+NOT_REPORTS = ("perplexity.json", "reward_model.json")
 
 
 def read_evaluations(root: Path, steps: Sequence[str]) -> dict[str, dict[str, EvalReport]]:

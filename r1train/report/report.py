@@ -15,7 +15,7 @@ from r1train.report.table import print_table
 def print_report(configs: Sequence[RunConfig], console: Console | None = None) -> Path | None:
     """Prints the report of a schedule's run folders; the path of the HTML file, None where root does not exist yet."""
     root = Path(configs[0].root)
-    out = console or Console(width=max(110, Console().width))
+    out = console or Console(width=max(140, Console().width))
     rows = print_table(root, configs[0].schedule.steps, out)
     nodes = lineage(configs)
     print_lineage(nodes, out)

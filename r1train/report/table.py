@@ -9,8 +9,9 @@ from rich.table import Table
 
 from r1train.config.schema import ScheduleStep
 from r1train.log.memory import read_peak
-from r1train.log.result import StageResult, read_result
+from r1train.log.result import EvalSummary, StageResult, read_result
 
+INTERVAL = "pass@1, 95 % interval"
 COLUMNS = (
     "stage",
     "steps",
@@ -18,7 +19,8 @@ COLUMNS = (
     "seconds",
     "loss",
     "held-out perplexity",
-    "accuracy (pass@1)",
+    INTERVAL,
+    "problems",
     "format rate",
     "mean response tokens",
     "also",
@@ -31,12 +33,14 @@ def print_table(root: Path, steps: Sequence[ScheduleStep], console: Console | No
 
     A step without result.json is not finished: its cells are '-'.
     """
-    # A pipe or a log file has no width of its own; the table needs 130 columns.
-    out = console or Console(width=max(130, Console().width))
+    # A pipe or a log file has no width of its own; the table needs 140 columns.
+    out = console or Console(width=max(140, Console().width))
     rows = stage_rows(root, steps)
     table = Table(*COLUMNS, title=str(root))
     for column in table.columns[1:]:
         column.justify = "right"
+    for column in table.columns:
+        column.no_wrap = column.header in ("stage", INTERVAL)
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -70,13 +74,20 @@ def _row(result: StageResult) -> tuple[str, ...]:
         MISSING if result.loss is None else f"{result.loss:.4f}",
         MISSING if result.heldout_loss is None else f"{math.exp(result.heldout_loss):.3f}",
         *(
-            (MISSING,) * 3
+            (MISSING,) * 4
             if numbers is None
             else (
                 f"{100 * numbers.pass_at_1:.1f} % ({100 * numbers.ci_low:.1f} to {100 * numbers.ci_high:.1f})",
+                _counted(numbers),
                 f"{100 * numbers.format_rate:.1f} %",
                 f"{numbers.mean_response_tokens:.1f}",
             )
         ),
         result.note,
     )
+
+
+def _counted(numbers: EvalSummary) -> str:
+    """How many problems the interval is over, and samples where a problem has several: 512, or 512 x 4."""
+    per_problem = numbers.samples // numbers.problems
+    return f"{numbers.problems:,}" if per_problem == 1 else f"{numbers.problems:,} x {per_problem}"

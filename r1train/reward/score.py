@@ -19,6 +19,21 @@ from r1train.reward.repetition import repetition
 CODE_MARGIN_S = 60.0  # beyond total_s, for building the sandboxes of a sample on a busy host
 
 
+def check_tasks(cfg: RewardConfig, tasks: Iterable[str]) -> None:
+    """Says before anything is generated what would stop the run at the first response of a task.
+
+    Raises ConfigError for tasks that need grader processes where there are none, EnvironmentProblem for code tasks
+    where the host cannot isolate programs.
+    """
+    wanted = sorted(set(tasks))
+    hanging = [task for task in wanted if needs_process(task)]
+    if hanging and cfg.grader_processes == 0:
+        what = f"graders of {', '.join(hanging)} can hang, so they must run in processes of their own"
+        raise ConfigError([Problem("reward.grader_processes", 0, what, "1 or more")])
+    if CODE_TASKS & set(wanted):
+        require_isolation(probe(), allow_unisolated=cfg.code.allow_unisolated)
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A submitted response. parts: those known without a grader; graded: whether its answer went to the graders.
@@ -44,18 +59,8 @@ class Scorer:
         self._pending: dict[int, _Pending] = {}
 
     def check_tasks(self, tasks: Iterable[str]) -> None:
-        """Says at the start what would stop the run at the first response of a task.
-
-        Raises ConfigError for tasks that need grader processes where there are none, EnvironmentProblem for code tasks
-        where the host cannot isolate programs.
-        """
-        wanted = sorted(set(tasks))
-        hanging = [task for task in wanted if needs_process(task)]
-        if hanging and self.cfg.grader_processes == 0:
-            what = f"graders of {', '.join(hanging)} can hang, so they must run in processes of their own"
-            raise ConfigError([Problem("reward.grader_processes", 0, what, "1 or more")])
-        if CODE_TASKS & set(wanted):
-            require_isolation(probe(), allow_unisolated=self.cfg.code.allow_unisolated)
+        """As the function check_tasks."""
+        check_tasks(self.cfg, tasks)
 
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """One Score per pair, in order: sum of weight * part, repetition subtracted (R1 sections 2.2 and 2.3.2).

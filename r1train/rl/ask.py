@@ -38,10 +38,14 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Turn:
-    """Which rollout. step: updates that are done when training on it begins; position: prompts asked before it."""
+    """Which rollout. step: updates that are done when training on it begins; position: prompts asked before it.
+
+    late_from: the position at which late prompts joined; None: not before this rollout.
+    """
 
     step: int
     position: int
+    late_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Try:
 def prompts_of_turn(cfg: RunConfig, sampler: Sampler, turn: Turn, *, start: int, count: int) -> dict[int, Prompt]:
     """This rank's share of prompts [start, start + count) of this rollout: place in the rollout -> prompt."""
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    late = late_prompts_count(cfg, turn.step + 1)
+    late = None
+    if late_prompts_count(cfg, turn.step + 1):
+        late = turn.position if turn.late_from is None else turn.late_from
     mine = sampler.prompts.take(turn.position + start, count, late=late)[rank::size]
     return {start + rank + size * index: prompt for index, prompt in enumerate(mine)}
 

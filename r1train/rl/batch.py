@@ -56,7 +56,8 @@ def train_samples(groups: list[Group], advantages: torch.Tensor, overlong: Overl
 class PackedSamples:
     """Micro-batches of this rank, and the counts over all ranks that their weights were made with.
 
-    gauges: what is known of them before the update (engine against trainer).
+    gauges: what is known of them before the update: trained_samples over all ranks, engine against trainer. Without
+    any sample (rl.overlong.rule=mask) there are no micro-batches on any rank.
     """
 
     batches: list[MicroBatch]
@@ -77,7 +78,8 @@ def pack_samples(
     counts = _global_counts(samples, max_response_tokens)
     rows = pack_rows(samples, counts, seq_length=seq_length, pad_id=pad_id, aggregation=aggregation)
     batches = packed_micro_batches(rows, seq_length=seq_length, pad_id=pad_id)
-    return PackedSamples([_with_all_extras(batch) for batch in batches], counts)
+    gauges = {"trained_samples": float(counts.sequences)}
+    return PackedSamples([_with_all_extras(batch) for batch in batches], counts, gauges)
 
 
 def with_routes(

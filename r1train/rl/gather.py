@@ -1,5 +1,6 @@
 """Small Python objects of every data-parallel rank, on every rank."""
 
+import pickle
 from typing import Any
 
 import torch
@@ -27,3 +28,20 @@ def common_places(places: set[int]) -> set[int]:
     parts: list[Any] = [None] * stages.size()
     torch.distributed.all_gather_object(parts, places, group=stages)
     return set.intersection(*parts)
+
+
+def exchange_objects(outgoing: list[Any]) -> list[Any]:
+    """What each data-parallel rank has for this one, in the order of the ranks; outgoing: for each of them. Collective.
+
+    Only what is sent to a rank goes there, so samples with their routes may travel.
+    """
+    group, device = parallel_state.get_data_parallel_group(), torch.cuda.current_device()
+    packed = [pickle.dumps(one) for one in outgoing]
+    sent = torch.tensor([len(one) for one in packed], device=device)
+    received = torch.empty_like(sent)
+    torch.distributed.all_to_all_single(received, sent, group=group)
+    sizes = received.tolist()
+    data = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    mine = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8).to(device)
+    torch.distributed.all_to_all_single(data, mine, sizes, sent.tolist(), group=group)
+    return [pickle.loads(part.numpy().tobytes()) for part in data.cpu().split(sizes)]

@@ -1,6 +1,7 @@
 """What joins RL late: a second set of prompts, and reward models (R1 section 3.2.2: the last 400 of 1,700 steps)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from r1train.config.schema import GrpoStage, RunConfig
 from r1train.data.mix import PromptMix
@@ -10,6 +11,7 @@ from r1train.dist.init import Device
 from r1train.reward.base import Score
 from r1train.reward.preference import Packing, Preference, with_preferences
 from r1train.rollout.types import Group
+from r1train.train.state import TrainState
 
 
 def open_prompts(cfg: RunConfig, tokenizer: Tokenizer) -> PromptMix:
@@ -28,6 +30,13 @@ def late_prompts_count(cfg: RunConfig, step: int) -> bool:
     assert isinstance(cfg.stage, GrpoStage)
     late = cfg.stage.late_prompts
     return late is not None and step >= late.from_step
+
+
+def with_late_start(cfg: RunConfig, state: TrainState) -> TrainState:
+    """The state, between two rollouts, with the position at which late prompts join, if they join here."""
+    if state.late_from is not None or not late_prompts_count(cfg, state.step + 1):
+        return state
+    return replace(state, late_from=state.position)
 
 
 def open_preferences(cfg: RunConfig, tokenizer: Tokenizer, device: Device) -> list[Preference]:

@@ -28,7 +28,7 @@ class OnPolicy:
 
     def take(self) -> Rollout:
         state = self._trainer.state
-        return roll_out(self._trainer, self._sampler, Turn(state.step, state.position))
+        return roll_out(self._trainer, self._sampler, Turn(state.step, state.position, state.late_from))
 
 
 class OneStepOff:
@@ -43,8 +43,9 @@ class OneStepOff:
         """The rollout that was drawn last time, or at the very first a fresh one; draws the next one before."""
         cfg, state, stage = self._trainer.cfg, self._trainer.state, self._trainer.cfg.stage
         assert isinstance(stage, GrpoStage)
-        rollout = self._next or roll_out(self._trainer, self._sampler, Turn(state.step, state.position))
-        after = Turn(state.step + stage.minibatches_per_step, state.position + rollout.asked)
+        now = Turn(state.step, state.position, state.late_from)
+        rollout = self._next or roll_out(self._trainer, self._sampler, now)
+        after = Turn(state.step + stage.minibatches_per_step, state.position + rollout.asked, state.late_from)
         self._next = None
         if after.step < stage.steps:
             self._next = roll_out(self._trainer, self._sampler, after)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_BITS = {2: torch.int16, 4: torch.int32}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 # Odd constants of a multiplicative hash; products wrap around, as int64 does.
 _MIX_1, _MIX_2 = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9
@@ -22,13 +22,29 @@ def value_sums(weights: Iterable[tuple[str, Tensor]]) -> Sums:
     theirs; it does when any value changes, is missing, comes twice, or goes to another layer. Two values of one layer
     that change places are not seen: the engine's log-probabilities show those.
     """
-    sums: dict[str, Tensor] = {}
+    summing = Summing()
     for name, tensor in weights:
+        summing.add(name, tensor)
+    return summing.sums
+
+
+class Summing:
+    """value_sums of weights that come one by one; the device is asked once, at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
         layer = _LAYER.search(name)
         key = f"{layer.group(1) if layer else 'outer'}/{str(tensor.dtype).removeprefix('torch.')}"
         total = _hash_sum(tensor.detach())
-        sums[key] = sums[key] + total if key in sums else total
-    return {key: int(total) for key, total in sums.items() if int(total) != 0}
+        self._sums[key] = self._sums[key] + total if key in self._sums else total
+
+    @property
+    def sums(self) -> Sums:
+        """Of everything so far."""
+        totals = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        return {key: total for key, total in zip(self._sums, totals, strict=True) if total != 0}
 
 
 def difference(found: Sums, expected: Sums) -> list[str]:

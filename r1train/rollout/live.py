@@ -1,9 +1,11 @@
 """The sequences that a process decodes at the moment: rows that are refilled when a sample ends.
 
 The host knows how far every row is without asking the device: each step adds one token to each row, also to rows whose
-sample has ended; what those produce is dropped. Only `ended` waits for the device.
+sample has ended; what those produce is dropped. Only `ended` waits for the device. A step changes what is on the
+device in place, so that a CUDA graph of it can be replayed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,7 @@ from r1train.data.prompts import Prompt
 from r1train.model.token_cache import TokenCache
 
 CACHE_BLOCK = 128  # slots; the cache grows by whole blocks, a quarter of what it has at the least
+PER_ROW = ("noise", "tokens", "logprobs", "lengths", "age", "done", "pending")  # tensors beside the cache
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Job:
 class LiveRows:
     """Row r of every field is one sequence. job None: nothing that anybody waits for.
 
-    ages: tokens drawn since the row was filled; the same on the device as `age`. [rows, budget]: noise, and tokens and
+    ages: tokens drawn since the row was filled; on the device `age`. [rows, budget]: noise, and tokens and
     logprobs, filled as it goes; lengths: drawn tokens of the sample. pending: the token to be computed next.
     """
 
@@ -70,24 +73,52 @@ class LiveRows:
     def active(self) -> int:
         return len(self.jobs) - len(self.free)
 
-    @property
-    def visible(self) -> int:
-        """Cache slots that the coming step reads at the most."""
-        longest = max(start + age for start, age in zip(self.starts, self.ages, strict=True))
-        return min(longest, self.cache.capacity)
+    @staticmethod
+    def blank(rows: int, budget: int, cache: TokenCache) -> "LiveRows":
+        """Rows for nobody yet, over an empty cache."""
+        noise = torch.zeros((rows, budget), device=cache.entries.device)
+        return LiveRows.fresh([], cache, noise).first(rows, budget)
+
+    def first(self, rows: int, budget: int) -> "LiveRows":
+        """A view of the first rows and the first part of the budget, as if nobody waited for any of them."""
+        parts = {name: vars(self)[name][:rows] for name in PER_ROW}
+        wide = {name: parts[name][:, :budget] for name in ("noise", "tokens", "logprobs")}
+        nobody = {"jobs": [None] * rows, "starts": [1] * rows, "ages": [0] * rows}
+        return LiveRows(**nobody, **parts | wide, cache=self.cache.first(rows))
+
+    def clear(self) -> None:
+        """Forget everything that is on the device, in place."""
+        for tensor in self.tensors():
+            tensor.zero_()
+        self.done.fill_(True)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is on the device."""
+        routes = [] if self.cache.routes is None else [self.cache.routes]
+        return [*(vars(self)[name] for name in PER_ROW), self.cache.entries, self.cache.lengths, *routes]
+
+    def visible(self, steps: int = 1) -> int:
+        """Cache slots that rows with a job read at the most in the coming steps."""
+        ends = [
+            start + age for start, age, job in zip(self.starts, self.ages, self.jobs, strict=True) if job is not None
+        ]
+        return min(max(ends, default=1) + steps - 1, self.cache.capacity)
 
     def take(self, tokens: torch.Tensor, logprobs: torch.Tensor, *, eos_id: int) -> None:
-        """Book one drawn token of every row, [rows] each. Never waits for the device."""
+        """Book one drawn token of every row, [rows] each, in place. Never waits for the device."""
         budget = self.tokens.shape[1]
         place = self.age.clamp(max=budget - 1)[:, None]
         self.tokens.scatter_(1, place, torch.where(self.done[:, None], self.tokens.gather(1, place), tokens[:, None]))
         kept = torch.where(self.done[:, None], self.logprobs.gather(1, place), logprobs[:, None])
         self.logprobs.scatter_(1, place, kept)
-        self.age = self.age + 1
-        self.lengths = torch.where(self.done, self.lengths, self.age)
-        self.done = self.done | (tokens == eos_id) | (self.age >= budget)
-        self.pending = tokens
-        self.ages = [age + 1 for age in self.ages]
+        self.age += 1
+        self.lengths.copy_(torch.where(self.done, self.lengths, self.age))
+        self.done |= (tokens == eos_id) | (self.age >= budget)
+        self.pending.copy_(tokens)
+
+    def advance(self, steps: int) -> None:
+        """The host's part of so many `take`s."""
+        self.ages = [age + steps for age in self.ages]
 
     def ended(self) -> list[tuple[int, int]]:
         """(row, tokens) of samples that are complete. The one wait for the device."""
@@ -98,23 +129,30 @@ class LiveRows:
             if done and self.jobs[row] is not None
         ]
 
-    def compact(self) -> None:
-        """Leave out free rows once they are half of all; one row stays, whose experts other ranks may need."""
-        if 2 * self.active > len(self.jobs) or len(self.jobs) == 1:
+    def compact(self, share: int, rows_for: Callable[[int], int]) -> None:
+        """Give up free rows, in place, once no more than one row in `share` has a job.
+
+        rows_for: number of rows to go on with for so many samples; at least one, whose experts other ranks may need.
+        """
+        rows = rows_for(self.active)
+        if share * self.active > len(self.jobs) or rows >= len(self.jobs):
             return
-        rows = [row for row, job in enumerate(self.jobs) if job is not None] or [0]
-        keep = torch.tensor(rows, device=self.age.device)
-        for name in ("noise", "tokens", "logprobs", "lengths", "age", "done", "pending"):
-            setattr(self, name, vars(self)[name][keep])
+        chosen = [row for row, job in enumerate(self.jobs) if job is not None]
+        chosen = [*chosen, *self.free][:rows]
+        keep = torch.tensor(chosen, device=self.age.device)
+        for name in PER_ROW:
+            tensor = vars(self)[name]
+            tensor[:rows] = tensor[keep]
+            setattr(self, name, tensor[:rows])
         for name in ("jobs", "starts", "ages"):
-            setattr(self, name, [vars(self)[name][row] for row in rows])
-        self.cache = self.cache.rows(keep)
+            setattr(self, name, [vars(self)[name][row] for row in chosen])
+        self.cache = self.cache.keep(keep)
 
     def refill(self, rows: list[int], new: "LiveRows") -> None:
         """Put the rows of `new` in place of these free ones."""
         self.reserve(new.cache.capacity)
         places = torch.tensor(rows, device=self.age.device)
-        for name in ("noise", "tokens", "logprobs", "lengths", "age", "done", "pending"):
+        for name in PER_ROW:
             vars(self)[name][places] = vars(new)[name]
         for row, job, start, age in zip(rows, new.jobs, new.starts, new.ages, strict=True):
             self.jobs[row], self.starts[row], self.ages[row] = job, start, age

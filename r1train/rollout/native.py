@@ -7,15 +7,15 @@ import torch
 
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
-from r1train.dist import pipeline
 from r1train.dist.comm import largest_counts
-from r1train.model.decode import empty_cache, next_token_logits, rotary_angles, stage_forward
+from r1train.model.decode import next_token_logits
 from r1train.model.gpt import R1Model
 from r1train.model.replay import recording
 from r1train.model.token_cache import TokenCache
 from r1train.rollout.engine import SamplingParams, Watcher
 from r1train.rollout.live import Job, LiveRows, in_blocks
-from r1train.rollout.sampling import choose_tokens, noise_of
+from r1train.rollout.sampling import noise_of
+from r1train.rollout.steps import Decoder, choose_steps
 from r1train.rollout.types import Group, Sample
 
 # Rows are refilled once so many of them (one in REFILL_SHARE) are free: each refill is a forward that all ranks join.
@@ -24,13 +24,17 @@ REFILL_SHARE = 8
 
 @dataclass
 class _Run:
-    """One call of generate. waiting: samples that have no row yet; samples: the finished ones, [prompt][index]."""
+    """One call of generate. waiting: samples that have no row yet; samples: the finished ones, [prompt][index].
+
+    longest: tokens of the longest prompt.
+    """
 
     params: SamplingParams
     version: int
     watcher: Watcher | None
     waiting: deque[Job]
     samples: list[dict[int, Sample]]
+    longest: int
     live: LiveRows | None = field(default=None)
 
 
@@ -49,18 +53,22 @@ class NativeEngine:
         batch_size: int,
         record_routes: bool = False,
         check_every: int | None = None,
+        cuda_graphs: bool = True,
     ):
         """batch_size: sequences that one rank decodes at a time. record_routes: samples know their experts.
 
+        cuda_graphs: replay steps as CUDA graphs where that is possible (rollout/steps.py says when).
         check_every: steps between looks at which samples ended; None: 1 on CPU, 8 where a look makes the host wait.
         """
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
-        self._record_routes = record_routes and model.config.num_moe_experts is not None
-        self._device = next(model.parameters()).device
+        record_routes = record_routes and model.config.num_moe_experts is not None
+        self._decoder = Decoder(model, tokenizer, record_routes=record_routes)
+        self._device = self._decoder.device
+        # Public, so that a tool can say which kind it measured.
+        self.steps = choose_steps(self._decoder, batch_size=batch_size, cuda_graphs=cuda_graphs)
         self._check_every = check_every or (1 if self._device.type == "cpu" else 8)
-        self._rotary = rotary_angles(model, 1)
 
     @torch.no_grad()
     def generate(
@@ -70,9 +78,12 @@ class NativeEngine:
         self._model.eval()
         indices = range(params.samples_per_prompt)
         waiting = deque(Job(place, index, prompt) for place, prompt in enumerate(prompts) for index in indices)
-        run = _Run(params, policy_version, watcher, waiting, [{} for _ in prompts])
-        with recording(self._model, wanted=self._record_routes):
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=1)
+        run = _Run(params, policy_version, watcher, waiting, [{} for _ in prompts], longest)
+        with recording(self._model, wanted=self._decoder.record_routes):
             self._decode(run)
+        run.live = None
+        self.steps.close()
         return [
             Group(prompt=prompt, samples=tuple(run.samples[place][index] for index in indices))
             for place, prompt in enumerate(prompts)
@@ -91,26 +102,24 @@ class NativeEngine:
                 continue
             assert run.live is not None
             run.live.make_room(self._check_every)
-            for _ in range(self._check_every):
-                self._step(run.live, run.params)
+            self.steps.run(run.live, run.params, self._check_every)
 
     def _harvest(self, run: _Run) -> None:
         """Hand over what has ended, and give up rows that nothing waits for."""
         live = run.live
         if live is None:
             return
-        for row, length in live.ended():
-            job = live.jobs[row]
-            assert job is not None
-            sample = self._sample(live, row, length, job, version=run.version)
+        ended = live.ended()
+        for job, sample in self._samples(live, ended, run.version) if ended else ():
             run.samples[job.place][job.index] = sample
-            live.jobs[row] = None
             if run.watcher is not None:
                 run.watcher.finished(job.place, job.prompt, sample)
+        for row, _ in ended:
+            live.jobs[row] = None
         if run.watcher is not None:
             run.watcher.poll()
         if not run.waiting:
-            live.compact()
+            live.compact(self.steps.shrink_share, self.steps.rows_for)
 
     def _wanted(self, run: _Run) -> int:
         """How many waiting samples should get a row now."""
@@ -131,9 +140,10 @@ class NativeEngine:
         repeat = torch.tensor([row_of[job.prompt.token_ids] for job in jobs] or [0], device=self._device)
         noise = noise_of([(job.prompt.id, job.index) for job in jobs], run.params).to(self._device)
         new = LiveRows.fresh(jobs, cache.rows(repeat), noise)
-        self._draw(new, None if logits is None else logits[repeat], run.params)
+        self._decoder.draw(new, None if logits is None else logits[repeat], run.params)
+        new.advance(1)
         if run.live is None:
-            run.live = new
+            run.live = self.steps.open(new, slots=run.longest + run.params.max_response_tokens + self._check_every)
         elif jobs:
             run.live.refill(run.live.free[: len(jobs)], new)
 
@@ -143,15 +153,10 @@ class NativeEngine:
         longest = max(lengths)
         padded = [[*ids, *[self._tokenizer.pad_id] * (longest - len(ids))] for ids in prompt_ids]
         tokens = torch.tensor(padded, device=self._device)
-        cache = empty_cache(
-            self._model,
-            sequences=len(prompt_ids),
-            capacity=in_blocks(longest + 1),
-            device=self._device,
-            routes=self._record_routes,
-        )
+        cache = self._decoder.empty_cache(len(prompt_ids), in_blocks(longest + 1))
         positions = torch.arange(longest, device=self._device).expand(len(prompt_ids), -1)
-        hidden = self._forward(tokens, cache, positions, visible=longest)
+        slots = self._decoder.slots(positions, visible=longest)
+        hidden = self._decoder.forward(tokens, cache, slots, self.steps.feed_forward(tokens.numel()))
         # Right padding of a short prompt lies in slots that its response overwrites before they are visible.
         ends = torch.tensor(lengths, device=self._device)
         cache = cache.with_lengths(ends)
@@ -159,57 +164,30 @@ class NativeEngine:
             return cache, None
         return cache, next_token_logits(self._model, hidden[ends - 1, torch.arange(len(lengths), device=self._device)])
 
-    def _step(self, live: LiveRows, params: SamplingParams) -> None:
-        """Compute every row's pending token and draw the next one."""
-        # Rows that nobody waits for go on over their last slot; nobody reads what they produce.
-        positions = live.cache.lengths.clamp(max=live.cache.capacity - 1)
-        hidden = self._forward(live.pending[:, None], live.cache, positions[:, None], visible=live.visible)
-        live.cache = live.cache.with_lengths(live.cache.lengths + 1)
-        self._draw(live, None if hidden is None else next_token_logits(self._model, hidden[0]), params)
-
-    def _forward(
-        self, tokens: torch.Tensor, cache: TokenCache, positions: torch.Tensor, *, visible: int
-    ) -> torch.Tensor | None:
-        """Tokens [b, s] through all pipeline stages; hidden [s, b, h] on the last, None elsewhere."""
-        config = self._model.config
-        if len(self._rotary[0]) < cache.capacity:
-            self._rotary = rotary_angles(self._model, cache.capacity)
-        inputs = tokens
-        if not self._model.pre_process:
-            inputs = pipeline.receive((tokens.shape[1], tokens.shape[0], config.hidden_size), config.params_dtype)
-        hidden = stage_forward(
-            self._model, inputs, cache=cache, positions=positions, visible=visible, rotary=self._rotary
-        )
-        if self._model.post_process:
-            return hidden
-        pipeline.send(hidden)
-        return None
-
-    def _draw(self, live: LiveRows, logits: torch.Tensor | None, params: SamplingParams) -> None:
-        """The next token of every row, known to every pipeline stage."""
-        rows = len(live.jobs)
-        tokens = torch.zeros(rows, dtype=torch.int64, device=self._device)
-        logprobs = torch.zeros(rows, dtype=torch.float32, device=self._device)
-        if logits is not None:
-            place = live.age.clamp(max=params.max_response_tokens - 1)[:, None]
-            noise = live.noise.gather(1, place)[:, 0]
-            tokens, logprobs = choose_tokens(logits, noise, temperature=params.temperature, top_p=params.top_p)
-        live.take(pipeline.from_last(tokens), pipeline.from_last(logprobs), eos_id=self._tokenizer.eos_id)
-
-    def _sample(self, live: LiveRows, row: int, length: int, job: Job, *, version: int) -> Sample:
-        # Copies: on the CPU these would be views of rows that are refilled.
-        tokens = live.tokens[row, :length].cpu().numpy().copy()
-        ended = tokens[-1] == self._tokenizer.eos_id
-        routes = live.cache.routes
+    def _samples(self, live: LiveRows, ended: list[tuple[int, int]], version: int) -> list[tuple[Job, Sample]]:
+        """The ended (row, tokens) as samples: one transfer of each tensor for all of them."""
+        rows, lengths = zip(*ended, strict=True)
+        places = torch.tensor(rows, device=self._device)
         # The last token is drawn, not computed: it has no experts.
-        computed = live.starts[row] + length - 1
-        return Sample(
-            prompt_id=job.prompt.id,
-            index=job.index,
-            tokens=tokens,
-            logprobs=live.logprobs[row, :length].cpu().numpy().copy(),
-            finish="eos" if ended else "length",
-            policy_version=version,
-            text=self._tokenizer.decode(tokens[: length - int(ended)].tolist()),
-            routes=None if routes is None else routes[row, :computed].cpu().numpy().copy(),
-        )
+        computed = [live.starts[row] + length - 1 for row, length in ended]
+        tokens = live.tokens[places, : max(lengths)].cpu().numpy()
+        logprobs = live.logprobs[places, : max(lengths)].cpu().numpy()
+        routes = live.cache.routes
+        experts = None if routes is None else routes[places, : max(computed)].cpu().numpy()
+        found = []
+        for place, (row, length) in enumerate(ended):
+            job, drawn = live.jobs[row], tokens[place, :length].copy()
+            assert job is not None
+            finished = drawn[-1] == self._tokenizer.eos_id
+            sample = Sample(
+                prompt_id=job.prompt.id,
+                index=job.index,
+                tokens=drawn,
+                logprobs=logprobs[place, :length].copy(),
+                finish="eos" if finished else "length",
+                policy_version=version,
+                text=self._tokenizer.decode(drawn[: length - int(finished)].tolist()),
+                routes=None if experts is None else experts[place, : computed[place]].copy(),
+            )
+            found.append((job, sample))
+        return found

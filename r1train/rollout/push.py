@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from r1train.config.schema_model import ModelConfig
+from r1train.convert.fp8 import SCALE_SUFFIX, quantise_whole
 from r1train.convert.live import hf_weights
 from r1train.convert.names import AnyModel, Entry, Part, entries
 from r1train.errors import R1TrainError
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
-from r1train.rollout.checksum import Sums, value_sums
+from r1train.rollout.checksum import Summing, Sums, difference
 
 Named = tuple[str, Tensor]
 
@@ -89,25 +90,51 @@ def buckets(weights: Iterable[Named], *, max_bytes: int) -> Iterator[list[Named]
         yield bucket
 
 
+def fp8_weights(weights: Iterable[Named], model: AnyModel) -> Iterator[Named]:
+    """The same with what an FP8 checkpoint stores in FP8 (tools/export_hf.py --dtype fp8) in its blocks.
+
+    Such a tensor becomes two: float8_e4m3fn values, and fp32 scales under its name with "_scale_inv". As in the export,
+    scales are of the weight in the type that is sent.
+    """
+    names = {part.name for entry in served_entries(model) if entry.fp8 and not entry.fp32 for part in entry.parts}
+    for name, tensor in weights:
+        if name not in names:
+            yield name, tensor
+            continue
+        values, scale = quantise_whole(tensor)
+        yield name, values
+        yield name + SCALE_SUFFIX, scale
+
+
 class CountedWeights:
     """Passes weights on and sums them on the way, for the comparison with what the engine holds afterwards."""
 
     def __init__(self, weights: Iterable[Named]):
         self._weights = weights
-        self._sums: Sums = {}
+        self._summing = Summing()
 
     def __iter__(self) -> Iterator[Named]:
         for name, tensor in self._weights:
-            for key, value in value_sums([(name, tensor)]).items():
-                self._sums[key] = _wrapped(self._sums.get(key, 0) + value)
+            self._summing.add(name, tensor)
             yield name, tensor
 
     @property
     def sums(self) -> Sums:
         """Of everything passed on so far, as value_sums gives them."""
-        return {key: value for key, value in self._sums.items() if value != 0}
+        return self._summing.sums
 
 
-def _wrapped(value: int) -> int:
-    """As int64 addition wraps around."""
-    return (value + 2**63) % 2**64 - 2**63
+def check_version(held: list[int | None], policy_version: int) -> None:
+    """Raise PushFailed unless every worker of the engine says that it holds this policy."""
+    if held != [policy_version] * len(held):
+        raise PushFailed(f"policy {policy_version} was asked for, but the engine holds {held}")
+
+
+def check_sums(held: Sums, sent: Sums, *, policy_version: int) -> None:
+    """Raise PushFailed unless the engine's weights are those that were sent."""
+    wrong = difference(held, sent)
+    if wrong:
+        what = f"after the push of policy {policy_version} the engine's weights differ from the trainer's"
+        raise PushFailed(
+            f"{what} in {', '.join(wrong)} (layer/type). Fix: report this; rollout.engine=native until then"
+        )

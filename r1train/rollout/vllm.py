@@ -8,6 +8,9 @@ needs CUDA and is an extra of its own.
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +24,64 @@ from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist.init import export_ranks
-from r1train.errors import EnvironmentProblem
+from r1train.errors import EnvironmentProblem, R1TrainError
 from r1train.log.atomic import write_atomically
 from r1train.model.gpt import R1Model
 from r1train.model.spec import PARAMS_DTYPE
-from r1train.rollout.checksum import Sums, difference, value_sums
+from r1train.rollout.checksum import Sums, value_sums
 from r1train.rollout.engine import SamplingParams, Watcher
-from r1train.rollout.push import CountedWeights, Named, PushFailed, buckets, full_weights
+from r1train.rollout.push import CountedWeights, Named, buckets, check_sums, check_version, fp8_weights, full_weights
 from r1train.rollout.types import Group, Sample
 
 # vLLM reads these when it is imported: the engine in this process, and functions sent to the model.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+# DeepGEMM would round the scales of FP8 blocks to powers of two: the engine would not hold what was sent.
+FP8_ENVIRONMENT = {"VLLM_USE_DEEP_GEMM": "0"}
 # Latent and rotary key of DeepSeek: vLLM's MLA kernels take no others, and it can compute ordinary attention instead.
 MLA_WIDTHS = (512, 64)
 _DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
+class RoutesMissing(R1TrainError):
+    """The engine does not know which experts computed a sample."""
+
+    exit_code = 1
+
+
 class VllmEngine:
-    """An Engine with its own copy of the weights, as new as the policy it is asked to sample."""
+    """An Engine with its own copy of the weights, as new as the policy it is asked to sample.
+
+    seconds: what the last generate() took: push (0 where nothing was newer), and generate, vLLM's own.
+    """
 
     def __init__(self, cfg: RunConfig, module: R1Model, tokenizer: Tokenizer, *, record_routes: bool = False):
-        """module: the training weights. Raises EnvironmentProblem where vLLM is not installed."""
+        """module: the training weights. A tokenizer whose eos_id is negative ends no response.
+
+        Raises EnvironmentProblem where vLLM is not installed.
+        """
         self._cfg, self._module, self._tokenizer = cfg, module, tokenizer
         self._record_routes = record_routes and module.config.num_moe_experts is not None
         self._dtype = PARAMS_DTYPE[cfg.optim.precision]
         if isinstance(cfg.model, ModelConfig) and (cfg.model.kv_lora_rank, cfg.model.qk_rope_head_dim) != MLA_WIDTHS:
             os.environ.setdefault("VLLM_MLA_DISABLE", "1")
-        self._vllm = import_vllm()
+        self._vllm = import_vllm(fp8=cfg.rollout.fp8)
         self._llm: Any = None
         self._policy_version: int | None = None
+        self.seconds = {"push": 0.0, "generate": 0.0}
 
     def generate(
         self, prompts: list[Prompt], params: SamplingParams, *, policy_version: int, watcher: Watcher | None = None
     ) -> list[Group]:
         """Samples of each prompt, in order. Collective, because weights come from all ranks."""
-        torch.cuda.empty_cache()
-        if self._llm is None:
-            export_ranks()
-            self._llm = self._vllm.LLM(**self._arguments())
-        else:
-            self._llm.wake_up()
+        self._wake()
+        started = time.perf_counter()
         if self._policy_version != policy_version:
             self.push(policy_version)
         check_version(self._llm.apply_model(_version), policy_version)
+        pushed = time.perf_counter()
         requests = [(prompt, index) for prompt in prompts for index in range(params.samples_per_prompt)]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in requests],
-            [self._request(params, prompt.id, index) for prompt, index in requests],
-            use_tqdm=False,
-        )
+        outputs = self._answers(requests, params)
+        self.seconds = {"push": pushed - started, "generate": time.perf_counter() - pushed}
         samples = [
             self._sample(output, prompt, index, policy_version)
             for (prompt, index), output in zip(requests, outputs, strict=True)
@@ -85,14 +97,56 @@ class VllmEngine:
 
     def push(self, policy_version: int) -> None:
         """Replace the engine's weights. Raises PushFailed unless it then holds exactly these."""
-        weights = CountedWeights(full_weights(self._module, self._cfg.model, dtype=self._dtype))
-        for bucket in buckets(weights, max_bytes=self._cfg.rollout.push_mib * 2**20):
-            self._llm.apply_model(lambda model, bucket=bucket: _load(model, bucket))
+        model, rollout = self._cfg.model, self._cfg.rollout
+        plain = full_weights(self._module, model, dtype=self._dtype)
+        weights = CountedWeights(fp8_weights(plain, model) if rollout.fp8 else plain)
+        if rollout.fp8:
+            # vLLM makes other tensors of FP8 weights when it has loaded them; this does that again, too.
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        else:
+            for bucket in buckets(weights, max_bytes=rollout.push_mib * 2**20):
+                self._llm.apply_model(lambda model, bucket=bucket: _load(model, bucket))
         (held,) = self._llm.apply_model(lambda model: _stamp(model, policy_version))
         check_sums(held, weights.sums, policy_version=policy_version)
         # What was cached was computed with the old weights.
         self._llm.reset_prefix_cache()
         self._policy_version = policy_version
+
+    def _wake(self) -> None:
+        """The engine awake; the first call starts it. Collective."""
+        torch.cuda.empty_cache()
+        if self._llm is not None:
+            self._llm.wake_up()
+            return
+        export_ranks()
+        # Its start seeds this process.
+        with self._random_numbers(self._cfg.seed):
+            self._llm = self._vllm.LLM(**self._arguments())
+
+    def _answers(self, requests: list[tuple[Prompt, int]], params: SamplingParams) -> list[Any]:
+        """vLLM's outputs, in order.
+
+        A seed of its own per request where that costs nothing. vLLM's older runner (of DeepSeek-V3) draws such requests
+        one by one in every step; there one seed is for all that are asked together.
+        """
+        if not requests:
+            return []
+        each = bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
+        inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in requests]
+        asked = [
+            self._request(params, request_seed(params, prompt.id, index) if each else None)
+            for prompt, index in requests
+        ]
+        with self._random_numbers(request_seed(params, "", 0)):
+            return self._llm.generate(inputs, asked, use_tqdm=False)
+
+    @contextmanager
+    def _random_numbers(self, seed: int) -> Iterator[None]:
+        """PyTorch's random numbers from this seed, and afterwards those of the trainer again."""
+        device = next(self._module.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _arguments(self) -> dict[str, Any]:
         """Of vLLM's LLM. Weights are pushed, so it starts with any."""
@@ -108,7 +162,7 @@ class VllmEngine:
             "enable_sleep_mode": True,
             "enable_prefix_caching": True,
             "gpu_memory_utilization": rollout.gpu_memory_share,
-            "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+            "max_model_len": longest_sequence(self._cfg),
             "max_num_seqs": rollout.batch_size,
             "enforce_eager": not rollout.cuda_graphs,
             # The tempered distribution, as the trainer computes it.
@@ -121,21 +175,23 @@ class VllmEngine:
         """A folder with the config.json that vLLM asks for, one per rank."""
         folder = self._cfg.run_dir / "engine" / f"rank_{torch.distributed.get_rank():05d}"
         folder.mkdir(parents=True, exist_ok=True)
-        fields = model_to_hf(self._cfg.model, dtype=_DTYPE_NAMES[self._dtype])
+        fields = model_to_hf(self._cfg.model, dtype=_DTYPE_NAMES[self._dtype], fp8=self._cfg.rollout.fp8)
         fields |= {"bos_token_id": self._tokenizer.bos_id, "eos_token_id": self._tokenizer.eos_id}
         write_atomically(folder / "config.json", json.dumps(fields, indent=1) + "\n")
         return folder
 
-    def _request(self, params: SamplingParams, prompt_id: str, index: int) -> Any:
-        """vLLM's own random numbers, from a seed that belongs to the sample."""
+    def _request(self, params: SamplingParams, seed: int | None) -> Any:
+        """vLLM's own random numbers, from the request's seed where it has one."""
+        eos_id = self._tokenizer.eos_id
         return self._vllm.SamplingParams(
             n=1,
             temperature=params.temperature,
             top_p=params.top_p,
             max_tokens=params.max_response_tokens,
-            seed=request_seed(params, prompt_id, index),
+            seed=seed,
             logprobs=0,
-            stop_token_ids=[self._tokenizer.eos_id],
+            stop_token_ids=[eos_id] if eos_id >= 0 else [],
+            ignore_eos=eos_id < 0,
             detokenize=False,
         )
 
@@ -162,12 +218,18 @@ class VllmEngine:
             return None
         assert routes is not None and routes.shape[1] == self._cfg.model.num_layers, "one row per decoder layer"
         layers = [block.layer_number - 1 for block in self._module.decoder.layers if isinstance(block.mlp, MoELayer)]
-        return routes[:computed, layers].astype(np.int16)
+        found = routes[:computed, layers].astype(np.int16)
+        check_routes(found, computed)
+        return found
 
 
-def import_vllm() -> Any:
-    """The vllm package. Raises EnvironmentProblem where it cannot be imported."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
+def import_vllm(*, fp8: bool = False) -> Any:
+    """The vllm package, with what it reads from the environment set. Raises EnvironmentProblem where it is missing."""
+    wanted = ENVIRONMENT | (FP8_ENVIRONMENT if fp8 else {})
+    os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
+    if "PYTORCH_ALLOC_CONF" in os.environ:
+        # vLLM's sleep needs expandable segments off around its own memory, and looks for them under the older name.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", os.environ["PYTORCH_ALLOC_CONF"])
     try:
         import vllm  # noqa: PLC0415 - heavy and optional: imported when this engine is chosen
     except ImportError as error:
@@ -182,24 +244,28 @@ def request_seed(params: SamplingParams, prompt_id: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def check_version(held: list[int | None], policy_version: int) -> None:
-    """Raise PushFailed unless every worker of the engine says that it holds this policy."""
-    if held != [policy_version] * len(held):
-        raise PushFailed(f"policy {policy_version} was asked for, but the engine holds {held}")
+def longest_sequence(cfg: RunConfig) -> int:
+    """Tokens of the longest prompt and response that a stage asks for, of rollouts or of evaluations."""
+    rollout, evaluation = cfg.rollout, cfg.eval
+    longest = rollout.max_prompt_tokens + max(rollout.max_response_tokens, evaluation.max_response_tokens)
+    for suite in evaluation.suites:
+        response = suite.max_response_tokens or evaluation.max_response_tokens
+        longest = max(longest, (suite.max_prompt_tokens or rollout.max_prompt_tokens) + response)
+    if evaluation.passkey is not None:
+        longest = max(longest, max(evaluation.passkey.lengths) + evaluation.passkey.max_response_tokens)
+    return min(longest, cfg.model.distinct_positions)
 
 
-def check_sums(held: Sums, sent: Sums, *, policy_version: int) -> None:
-    """Raise PushFailed unless the engine's weights are those that were sent."""
-    wrong = difference(held, sent)
-    if wrong:
-        what = f"after the push of policy {policy_version} the engine's weights differ from the trainer's"
-        raise PushFailed(
-            f"{what} in {', '.join(wrong)} (layer/type). Fix: report this; rollout.engine=native until then"
-        )
+def check_routes(routes: np.ndarray, computed: int) -> None:
+    """Raise RoutesMissing unless every computed token went to different experts: kernels that do not record give 0."""
+    ordered = np.sort(routes, axis=-1)
+    if len(routes) != computed or (ordered[..., 1:] == ordered[..., :-1]).any():
+        what = f"vLLM gave the experts of {len(routes)} of {computed} tokens, or the same expert twice for one"
+        raise RoutesMissing(f"{what}: its kernels here do not record them. Fix: rl.record_routing=false")
 
 
 def _load(model: torch.nn.Module, bucket: list[Named]) -> None:
-    """Runs inside the engine: its loader joins, cuts and copies. For BF16 that is all; FP8 would need more."""
+    """Runs inside the engine: its loader joins, cuts and copies. For BF16 and FP32 that is all."""
     model.load_weights(iter(bucket))
 
 

@@ -51,7 +51,7 @@ def write_set(cfg: RunConfig, asked: Asked) -> Report:
     samples = [found for found in read_samples(cfg.run_dir).values() if found[0].prompt_id in wanted]
     report = Report(len(samples), sum(map(len, samples)))
     chosen = _choose(cfg, samples, {prompt.id: prompt for prompt in asked.prompts}, report)
-    rows = [_row(one, asked) for one in chosen]
+    rows = [_row(cfg, one, asked) for one in chosen]
     _stop_if_empty(rows, report)
     rows = _rewritten(cfg, rows, report)
     rows = _without_copies(cfg.stage, rows, report)
@@ -105,8 +105,8 @@ def _judged(
     return [[one for one in of_prompt if found.get(one.id)] for of_prompt in passed]
 
 
-def _row(one: Candidate, asked: Asked) -> dict:
-    """The SFT row, with where it comes from."""
+def _row(cfg: RunConfig, one: Candidate, asked: Asked) -> dict:
+    """The SFT row, with where it comes from: judge, rewriter and reviewed are null where nobody was asked."""
     return {
         "id": one.id,
         "task": one.task,
@@ -115,6 +115,8 @@ def _row(one: Candidate, asked: Asked) -> dict:
         "parts": one.score.parts,
         "prompt_id": one.prompt_id,
         "provenance": {
+            "source": "sampled",
+            "model": cfg.model.name,
             "checkpoint": str(asked.parent),
             "policy_version": one.policy_version,
             "sample": one.index,
@@ -122,7 +124,9 @@ def _row(one: Candidate, asked: Asked) -> dict:
             "temperature": asked.params.temperature,
             "score": one.score.value,
             "tokens": one.tokens,
-            "rewritten": False,
+            "judge": cfg.stage.judge.model if cfg.stage.judge is not None else None,
+            "rewriter": None,
+            "reviewed": None,
         },
     }
 
@@ -139,11 +143,14 @@ def _rewritten(cfg: RunConfig, rows: list[dict], report: Report) -> list[dict]:
         store=cfg.run_dir / "rewritten.jsonl",
     )
     report.more["rewrite"] = outcomes
-    return [_with_text(row, texts[row["id"]]) if row["id"] in texts else row for row in rows]
+    rewriter = cfg.stage.rewrite.model
+    return [
+        _noted({**row, "response": texts[row["id"]]}, rewriter=rewriter) if row["id"] in texts else row for row in rows
+    ]
 
 
-def _with_text(row: dict, text: str) -> dict:
-    return {**row, "response": text, "provenance": {**row["provenance"], "rewritten": True}}
+def _noted(row: dict, **more: object) -> dict:
+    return {**row, "provenance": {**row["provenance"], **more}}
 
 
 def _without_copies(stage: RejectStage, rows: list[dict], report: Report) -> list[dict]:
@@ -169,15 +176,24 @@ def _reviewed(cfg: RunConfig, rows: list[dict], report: Report) -> list[dict]:
     export_review(path, rows)
     reviewed = import_review(path, rows)
     report.more["review"] = reviewed.counts
-    return reviewed.rows
+    before = {row["id"]: row["response"] for row in rows}
+    return [_noted(row, reviewed="edit" if row["response"] != before[row["id"]] else "accept") for row in reviewed.rows]
 
 
 def _mixed_in(cfg: RunConfig, kept: int, report: Report) -> list[dict]:
-    """Rows of stage.mix, so many that they have their share of the set."""
+    """Rows of stage.mix, so many that they have their share of the set, each with its file and line.
+
+    What a row says of itself already stays as provenance.before. seed: of the choice among the rows.
+    """
     stage = cfg.stage
     if stage.mix is None:
         return []
-    rows = read_rows(Path(stage.mix), {"id": str, "prompt": str, "response": str})
+    found = read_rows(Path(stage.mix), {"id": str, "prompt": str, "response": str})
+    place = {"source": "mixed in", "file": stage.mix, "seed": cfg.seed}
+    rows = [
+        {**row, "provenance": {**place, "line": line, "before": row.get("provenance")}}
+        for line, row in enumerate(found, start=1)
+    ]
     wanted = len(rows) if stage.mix_share is None else rows_for_share(kept, stage.mix_share)
     added = mixed_rows(rows, wanted, seed=cfg.seed)
     report.more |= {"mixed in": len(added), "mixed share": len(added) / (kept + len(added)), "mix wanted": wanted}

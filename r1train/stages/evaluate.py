@@ -16,6 +16,7 @@ from r1train.eval.score import EvalReport
 from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
 from r1train.model.build import build_model
+from r1train.rollout.engine import Engine
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine
 from r1train.train.checkpoint import latest_checkpoint, load_module
@@ -30,21 +31,23 @@ def run(cfg: RunConfig) -> StageResult:
         parent = Path(cfg.stage.init_from)
         last = latest_checkpoint(parent)
         loaded = Loaded(cfg, job.device, build_model(cfg, job.device))
+        # One for all checkpoints: vLLM takes one sleeping engine per process, and follows the weights by their step.
+        engine = build_engine(job, loaded.module)
         if cfg.stage.checkpoints == "all":
             for checkpoint in checkpoints(parent)[:-1]:
-                evaluate_checkpoint(job, loaded, suites, checkpoint)
-        reports, heldout_loss = evaluate_checkpoint(job, loaded, suites, last)
+                evaluate_checkpoint(job, loaded, engine, suites, checkpoint)
+        reports, heldout_loss = evaluate_checkpoint(job, loaded, engine, suites, last)
         evals = {report.task: report.summary() for report in reports}
         return stage_result(job, evals, heldout_loss=heldout_loss)
 
 
 def evaluate_checkpoint(
-    job: Session, loaded: Loaded, suites: Suites, checkpoint: Path
+    job: Session, loaded: Loaded, engine: Engine, suites: Suites, checkpoint: Path
 ) -> tuple[list[EvalReport], float | None]:
     """Every report of one checkpoint, and its held-out loss (None without held-out documents). Collective."""
     cfg = job.cfg
     load_module(loaded.module, checkpoint, use_ema=cfg.stage.use_ema)
-    engine, target = build_engine(job, loaded.module), target_of(cfg, checkpoint)
+    target = target_of(cfg, checkpoint)
     # Without tasks the set of problems is an empty file.
     reports = evaluate(cfg, engine, list(job.heldout.prompts) if cfg.data.tasks else [], target)
     for suite, prompts in suites:

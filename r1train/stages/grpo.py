@@ -1,6 +1,8 @@
 """Group relative policy optimisation: prompts with verifiable answers and a checkpoint -> checkpoint."""
 
+import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,32 +10,36 @@ import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
+from r1train.dist.init import is_rank0
 from r1train.dist.seed import stream
 from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
-from r1train.model.gpt import R1Model
 from r1train.reward.score import Scorer
 from r1train.rl.advantage import group_advantages
 from r1train.rl.age import policy_age
 from r1train.rl.ask import Sampler
 from r1train.rl.batch import PackedSamples, TrainSample, pack_samples, train_samples, with_extra, with_routes
-from r1train.rl.dynamic_sampling import ScoredGroup
-from r1train.rl.late import open_preferences, open_prompts
+from r1train.rl.deal import deal
+from r1train.rl.dynamic_sampling import Rollout, ScoredGroup
+from r1train.rl.late import open_preferences, open_prompts, with_late_start
 from r1train.rl.mismatch import logprob_gap
 from r1train.rl.objective import GrpoObjective, LogprobObjective
 from r1train.rl.orders import open_order
-from r1train.rl.reference import build_reference, refresh_reference
+from r1train.rl.reference import Reference
 from r1train.rl.routing import flip_gauge, old_pass, reference_pass, replay_gauge, route_shape, update_pass
 from r1train.rl.statistics import rollout_statistics
 from r1train.rl.stops import GaugeStop, beyond_limits
 from r1train.stages.session import Session, session, stage_result
-from r1train.stages.training import build_engine, policy_evals
+from r1train.stages.training import build_engine, check_evals, policy_evals
 from r1train.train.checkpoint import latest_checkpoint, load_weights, resume, save_checkpoint
 from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
+from r1train.train.offload import TrainingState
 from r1train.train.setup import Trainer, build_trainer
-from r1train.train.step import StepResult, train_step
+from r1train.train.step import StepResult, skipped_step, train_step
 from r1train.train.stop import StopSignal
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,57 +47,53 @@ class Policy:
     """The policy in training and the frozen reference of its KL term, None where that term weighs nothing."""
 
     trainer: Trainer
-    reference: R1Model | None
+    reference: Reference | None
 
     @property
     def extra_modules(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds besides the policy."""
-        return {} if self.reference is None else {"reference": self.reference}
+        return {} if self.reference is None else {"reference": self.reference.model}
+
+    def reference_on_device(self) -> AbstractContextManager[object]:
+        """The reference's passes belong inside."""
+        return nullcontext() if self.reference is None else self.reference.on_device()
 
 
 def run(cfg: RunConfig) -> StageResult:
     """Alternate rollouts and updates until stage.steps updates are done; continues after the last checkpoint."""
     with session(cfg) as job, Scorer(cfg.reward) as scorer:
-        policy = open_policy(job)
-        trainer, stage = policy.trainer, cfg.stage
         prompts = open_prompts(cfg, job.tokenizer)
         scorer.check_tasks(prompts.tasks)
+        check_evals(job)
+        policy = open_policy(job)
+        trainer, stage = policy.trainer, cfg.stage
         preferences = open_preferences(cfg, job.tokenizer, job.device)
         sampler = Sampler(prompts, build_engine(job, trainer.module), scorer, preferences, job.tokenizer)
         order, stop = open_order(trainer, sampler), StopSignal()
+        at_rest = TrainingState(trainer).on_host if cfg.rl.offload_during_rollout else nullcontext
         with StepLog(trainer) as log:
             while trainer.state.step < stage.steps:
                 started = time.monotonic()
-                rollout = order.take()
-                statistics = rollout_statistics(
-                    [one.group for one in rollout.generated],
-                    [score for one in rollout.generated for score in one.scores],
-                )
-                samples = train_samples(
-                    [one.group for one in rollout.chosen], advantages(rollout.chosen, cfg), cfg.rl.overlong
-                )
-                parts = split(samples, cfg, step=trainer.state.step)
-                minibatches = [with_logprobs(job, policy, part) for part in parts]
-                ages = [policy_age(part, step=trainer.state.step + done) for done, part in enumerate(parts)]
-                gauges = [
-                    {**statistics, **rollout.gauges, **packed.gauges, **age}
-                    for packed, age in zip(minibatches, ages, strict=True)
-                ]
+                trainer.state = with_late_start(cfg, trainer.state)
+                with at_rest():
+                    rollout = order.take()
+                    minibatches = minibatches_of(job, policy, rollout)
                 # Before the first update: what is saved here has not learned from a rollout that cannot be trusted.
-                stop_if_beyond(policy, gauges)
-                taken = prompts_of_updates(rollout.asked, cfg)
+                stop_if_beyond(policy, [packed.gauges for packed in minibatches])
                 results = []
-                for packed, known, count in zip(minibatches, gauges, taken, strict=True):
+                for packed, count in zip(minibatches, prompts_of_updates(rollout.asked, cfg), strict=True):
                     results.append(update(policy, packed, samples=count))
-                    log.write(results[-1], seconds=time.monotonic() - started, extra=known)
+                    log.write(results[-1], seconds=time.monotonic() - started, extra=packed.gauges)
                     started = time.monotonic()
                 if policy.reference is not None and trainer.state.step % stage.reference_refresh_steps == 0:
-                    refresh_reference(policy.reference, trainer)
+                    policy.reference.refresh(trainer)
                 stop_if_beyond(policy, [result.logs for result in results])
                 save_if_due(trainer, stop, policy.extra_modules)
         # vLLM takes one sleeping engine per process; a native one costs nothing and need not record experts.
         engine = sampler.engine if cfg.rollout.engine == "vllm" else None
-        return stage_result(job, policy_evals(job, trainer, engine))
+        with at_rest():
+            evals = policy_evals(job, trainer, engine)
+        return stage_result(job, evals)
 
 
 def open_policy(job: Session) -> Policy:
@@ -99,9 +101,26 @@ def open_policy(job: Session) -> Policy:
     trainer = build_trainer(job.cfg, job.device, total_steps=job.cfg.stage.steps)
     parent = latest_checkpoint(Path(job.cfg.stage.init_from))
     load_weights(trainer, parent)
-    policy = Policy(trainer, build_reference(trainer) if job.cfg.rl.kl_coef > 0 else None)
+    rl = job.cfg.rl
+    policy = Policy(trainer, Reference(trainer, offload=rl.reference_offload) if rl.kl_coef > 0 else None)
     resume(trainer, policy.extra_modules)
     return policy
+
+
+def minibatches_of(job: Session, policy: Policy, rollout: Rollout) -> list[PackedSamples]:
+    """The rollout as one minibatch per update, with all that is known before the first of them. Collective."""
+    cfg, step = job.cfg, policy.trainer.state.step
+    statistics = rollout_statistics(
+        [one.group for one in rollout.generated], [score for one in rollout.generated for score in one.scores]
+    )
+    samples = train_samples([one.group for one in rollout.chosen], advantages(rollout.chosen, cfg), cfg.rl.overlong)
+    minibatches = []
+    with policy.reference_on_device():
+        for done, part in enumerate(split(samples, cfg, step=step)):
+            age = policy_age(part, step=step + done)
+            packed = with_logprobs(job, policy, deal(part))
+            minibatches.append(replace(packed, gauges={**statistics, **rollout.gauges, **packed.gauges, **age}))
+    return minibatches
 
 
 def advantages(rollout: list[ScoredGroup], cfg: RunConfig) -> torch.Tensor:
@@ -130,7 +149,10 @@ def split(samples: list[TrainSample], cfg: RunConfig, *, step: int) -> list[list
 
 
 def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> PackedSamples:
-    """Pack a minibatch and add the log-probabilities of the rollout's policy and of the reference."""
+    """Pack a minibatch and add the log-probabilities of the rollout's policy and of the reference.
+
+    Where no rank has a sample there is nothing to add to.
+    """
     cfg, stage = job.cfg, job.cfg.stage
     packed = pack_samples(
         samples,
@@ -139,29 +161,38 @@ def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> P
         aggregation=cfg.rl.aggregation,
         max_response_tokens=cfg.rollout.max_response_tokens,
     )
+    if not packed.batches:
+        return packed
     module, model = policy.trainer.module, policy.trainer.model
     batches = with_routes(packed.batches, samples, shape=route_shape(module, cfg.rl))
     batches = [batch.to(job.device.torch_device) for batch in batches]
     routing = old_pass(module, cfg.rl)
     objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
     batches = with_extra(batches, "old_logprobs", forward_only(model, batches, objective))
-    gauges = logprob_gap(batches)
+    gauges = {**packed.gauges, **logprob_gap(batches)}
     if routing is not None:
         counts = routing.counts()
         gauges |= flip_gauge(counts)
         gauges |= replay_gauge(counts, "old") if cfg.rl.routing_replay == "engine" else {}
         batches = with_extra(batches, "routes", routing.recorded)
     if policy.reference is not None:
-        routing = reference_pass(policy.reference, cfg.rl)
+        reference = policy.reference.model
+        routing = reference_pass(reference, cfg.rl)
         objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
-        batches = with_extra(batches, "ref_logprobs", forward_only(policy.reference, batches, objective))
+        batches = with_extra(batches, "ref_logprobs", forward_only(reference, batches, objective))
         gauges |= replay_gauge(routing.counts(), "reference") if routing is not None else {}
     return PackedSamples(batches, packed.counts, gauges)
 
 
 def update(policy: Policy, packed: PackedSamples, *, samples: int) -> StepResult:
-    """One optimizer step on one minibatch; samples: prompts that the position moves on by."""
+    """One optimizer step on one minibatch, skipped where that is empty; samples: prompts that the position moves by."""
     trainer, rl = policy.trainer, policy.trainer.cfg.rl
+    if not packed.batches:
+        result = skipped_step(trainer)
+        trainer.state = trainer.state.after_step(tokens=0, samples=samples)
+        if is_rank0():
+            _log.warning("step %d: no sample to learn from, the update is skipped", trainer.state.step)
+        return result
     routing = update_pass(trainer.module, rl)
     objective = GrpoObjective(rl, trainer.cfg.rollout.temperature, num_tokens=packed.counts.tokens, routing=routing)
     result = train_step(trainer, packed.batches, objective)
@@ -177,9 +208,7 @@ def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]]) -> None:
     if not lines:
         return
     step = trainer.state.step
-    # Before the first update there is nothing to save: the optimizer is empty and the weights are the parent's.
-    if step > 0 and not any(folder.name == f"step_{step:08d}" for folder in checkpoints(cfg.run_dir)):
+    if not any(folder.name == f"step_{step:08d}" for folder in checkpoints(cfg.run_dir)):
         save_checkpoint(trainer, policy.extra_modules)
-    saved = f"State saved at step {step}" if step > 0 else "No update was done"
     fix = "Fix: find the cause (docs/rl.md), or raise the limit; starting the stage again continues from there"
-    raise GaugeStop(f"{cfg.step}: {'; '.join(lines)}. {saved}. {fix}")
+    raise GaugeStop(f"{cfg.step}: {'; '.join(lines)}. State saved at step {step}. {fix}")

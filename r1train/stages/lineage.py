@@ -62,6 +62,7 @@ SPEED = frozenset(
         "optim.distributed",
         "optim.cpu_offload_fraction",
         "rollout.batch_size",
+        "rollout.cuda_graphs",
         "reward.grader_processes",
         "eval.folder",
         "eval.passkey.batch_tokens",
@@ -181,11 +182,11 @@ def reasons(cfg: RunConfig, digests: Digests) -> list[str]:
 
 
 def config_reasons(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Deciding keys that differ between two resolved configs."""
+    """Deciding keys that differ between two resolved configs; one that only the other knows is null there: off."""
     old, new = deciding(then), deciding(now)
     found = []
     for key in dict.fromkeys((*old, *new)):
-        if key not in new or key not in old or old[key] != new[key]:
+        if old.get(key) != new.get(key):
             was, is_now = (repr(side[key]) if key in side else "absent" for side in (old, new))
             found.append(f"{key} was {was}, is now {is_now}")
     return found

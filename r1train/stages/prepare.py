@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 import shutil
 import time
@@ -20,7 +21,8 @@ from r1train.config.schema_train import DataConfig, TaskConfig
 from r1train.convert.carry import carry_files
 from r1train.data.chat_corpus import CHATS, write_chat_corpus
 from r1train.data.cold_start import apportion, cold_start_rows, worked_text
-from r1train.data.corpus import write_corpus
+from r1train.data.corpus import beside, write_corpus
+from r1train.data.decontaminate import CleanTexts, NgramFilter, evaluation_file, evaluation_texts
 from r1train.data.documents import BUILTIN_PREFIX, asset, documents
 from r1train.data.files import write_rows
 from r1train.data.fim import FimRule
@@ -35,6 +37,7 @@ from r1train.errors import DataError
 from r1train.log.lock import hold
 from r1train.log.result import StageResult
 
+_log = logging.getLogger(__name__)
 MARKER = "_DONE"
 PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
 LOCK_WAIT_S = 3600.0
@@ -85,11 +88,13 @@ def _fingerprint(data: DataConfig) -> str:
     """Hash of everything the files depend on: config, sources, and the packages that generate and tokenise."""
     paths = [Path(corpus.source) for corpus in data.corpora if not corpus.source.startswith(BUILTIN_PREFIX)]
     paths += [Path(path) for task in data.tasks for path in (task.train_file, task.heldout_file) if path is not None]
+    paths += [evaluation_file(name) for name in data.decontaminate]
     paths += [Path(data.tokenizer) / name for name in TOKENIZER_FILES] if data.tokenizer is not None else []
     sources = [[path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None for path in paths]
     shipped = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(asset("").glob("*.gz"))]
     versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
-    config = {name: value for name, value in asdict(data).items() if name not in NOT_IN_FILES}
+    left_out = NOT_IN_FILES if data.decontaminate else (*NOT_IN_FILES, "decontaminate", "decontaminate_words")
+    config = {name: value for name, value in asdict(data).items() if name not in left_out}
     content = json.dumps([_FORMAT, config, sources, shipped, versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -110,7 +115,7 @@ def _build(data: DataConfig, out: Path) -> dict:
     heldout = list(itertools.chain.from_iterable(of_task.heldout for of_task in sets))
     cold = list(itertools.chain.from_iterable(of_task.cold_start for of_task in sets))
     worked = _shuffled(list(itertools.chain.from_iterable(of_task.worked for of_task in sets)), data.seed, "worked")
-    every = {c.name: _corpus_texts(c.source, worked) for c in data.corpora if c.source not in (PASSKEY, CHATS)}
+    every, removed = _clean_texts(data, worked)
     passkey = {c.name: c.passkey for c in data.corpora if c.passkey is not None}
     texts = {name: _Side(source, data.heldout_fraction, heldout=False) for name, source in every.items()}
     left_out = {name: _Side(source, data.heldout_fraction, heldout=True) for name, source in every.items()}
@@ -118,6 +123,8 @@ def _build(data: DataConfig, out: Path) -> dict:
     heads += [shown_texts(settings, seed=data.seed, name=name) for name, settings in passkey.items()]
     tokenizer = _tokenizer(data, itertools.chain.from_iterable(heads), out / "tokenizer")
     (out / "corpus").mkdir()
+    for name, listed in removed.items():
+        write_rows(beside(out / "corpus" / name, ".report.jsonl"), listed)
     rows = [
         row
         for task, of_task in zip(data.tasks, sets, strict=True)
@@ -141,10 +148,29 @@ def _build(data: DataConfig, out: Path) -> dict:
     return {
         "corpora": sizes,
         "heldout_corpora": heldout_sizes,
+        "removed": {name: len(listed) for name, listed in removed.items()},
         "cold_start": write_rows(out / "cold_start.jsonl", _shuffled(rows, data.seed, "cold_start")),
         "train": _write_prompts(out / "prompts" / "train.jsonl", _shuffled(train, data.seed, "train")),
         "heldout": _write_prompts(out / "prompts" / "heldout.jsonl", heldout),
     }
+
+
+def _clean_texts(data: DataConfig, worked: list[Problem]) -> tuple[dict[str, Iterable[str]], dict[str, list[dict]]]:
+    """Documents by corpus, and where data.decontaminate names files, a row for each that is left out for them."""
+    sources = {c.name: c.source for c in data.corpora if c.source not in (PASSKEY, CHATS)}
+    every = {name: _corpus_texts(source, worked) for name, source in sources.items()}
+    if not data.decontaminate:
+        return every, {}
+    ngrams = NgramFilter(evaluation_texts(map(evaluation_file, data.decontaminate)), n=data.decontaminate_words)
+    clean = {name: CleanTexts(texts, ngrams) for name, texts in every.items()}
+    rows = {
+        name: [{"place": f"{sources[name]}:{number}", "contaminated": ngram} for number, ngram in texts.removed.items()]
+        for name, texts in clean.items()
+    }
+    for name, left_out in rows.items():
+        if left_out:
+            _log.warning("%s: %d documents left out, listed in corpus/%s.report.jsonl", name, len(left_out), name)
+    return dict(clean), rows
 
 
 def _tokenizer(data: DataConfig, texts: Iterable[str], folder: Path) -> Tokenizer:

@@ -23,7 +23,7 @@ from r1train.log.atomic import write_atomically
 from r1train.model.build import build_model
 from r1train.reward.candidate import candidates_of, prompt_to_row
 from r1train.reward.samples import FOLDER, SETTINGS, read_samples, sample_folders
-from r1train.reward.score import Scorer
+from r1train.reward.score import Scorer, check_tasks
 from r1train.rl.gather import gather_objects
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.stages.session import Session
@@ -65,9 +65,11 @@ def what_is_asked(job: Session, parent: Path) -> Asked:
 def sample_missing(job: Session, asked: Asked) -> None:
     """Sample and score every prompt of this part that no file has yet. Collective.
 
-    Raises DataError when the folder holds samples of other settings; StopRequested, between batches, when asked to.
+    Raises DataError when the folder holds samples of other settings; StopRequested, between batches, when asked to;
+    before anything is sampled, what check_tasks raises.
     """
     cfg, stage = job.cfg, job.cfg.stage
+    check_tasks(cfg.reward, {prompt.task for prompt in asked.prompts})
     done = _finished(job, asked)
     places = range(stage.part - 1, len(asked.prompts), stage.parts)
     missing = [place for place in places if asked.prompts[place].id not in done]

@@ -6,6 +6,7 @@ from r1train.config.schema import GrpoStage
 from r1train.eval.generate import Target, evaluate
 from r1train.log.result import EvalSummary
 from r1train.model.gpt import R1Model
+from r1train.reward.score import check_tasks
 from r1train.rollout.engine import Engine
 from r1train.rollout.native import NativeEngine
 from r1train.rollout.vllm import VllmEngine
@@ -16,11 +17,18 @@ from r1train.train.setup import Trainer, build_trainer
 
 def open_trainer(job: Session) -> Trainer:
     """A trainer at the run's last checkpoint; else with the parent's weights; else with initial weights."""
+    check_evals(job)
     stage = job.cfg.stage
     trainer = build_trainer(job.cfg, job.device, total_steps=stage.steps)
     if not resume(trainer) and stage.init_from is not None:
         load_weights(trainer, latest_checkpoint(Path(stage.init_from)))
     return trainer
+
+
+def check_evals(job: Session) -> None:
+    """Before training: what would stop the evaluation after it (reward/score.py, check_tasks; a bad file)."""
+    if job.cfg.evaluate_after:
+        check_tasks(job.cfg.reward, {prompt.task for prompt in job.heldout.prompts})
 
 
 def build_engine(job: Session, module: R1Model) -> Engine:
@@ -29,7 +37,13 @@ def build_engine(job: Session, module: R1Model) -> Engine:
     record_routes = isinstance(cfg.stage, GrpoStage) and cfg.rl.record_routing
     if cfg.rollout.engine == "vllm":
         return VllmEngine(cfg, module, job.tokenizer, record_routes=record_routes)
-    return NativeEngine(module, job.tokenizer, batch_size=cfg.rollout.batch_size, record_routes=record_routes)
+    return NativeEngine(
+        module,
+        job.tokenizer,
+        batch_size=cfg.rollout.batch_size,
+        record_routes=record_routes,
+        cuda_graphs=cfg.rollout.cuda_graphs,
+    )
 
 
 def policy_evals(job: Session, trainer: Trainer, engine: Engine | None = None) -> dict[str, EvalSummary]:

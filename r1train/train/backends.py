@@ -8,7 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from r1train.config.schema import RunConfig
 from r1train.dist.init import Device, is_rank0
-from r1train.dist.probe import apex_fusion, deep_ep_problem
+from r1train.dist.probe import apex_fusion, flex_problem
 from r1train.model.gpt import R1Model
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def slow_choices(cfg: RunConfig, device: Device, config: TransformerConfig) -> l
         return []
     lines = []
     if cfg.parallel.dispatcher == "flex" and config.moe_token_dispatcher_type != "flex":
-        lines.append(f"dispatcher flex falls back to alltoall: DeepEP cannot be used ({deep_ep_problem()})")
+        lines.append(f"dispatcher flex falls back to alltoall: DeepEP cannot be used ({flex_problem()})")
     if cfg.parallel.dispatcher == "alltoall" and cfg.parallel.ep > cfg.cluster.processes_per_node:
         lines.append("dispatcher alltoall sends a token once per expert across nodes; flex (DeepEP) once per node")
     if os.environ.get("NVTE_FUSED_ATTN") == "0" and os.environ.get("NVTE_FLASH_ATTN") == "0":

@@ -1,12 +1,14 @@
 """Save and load through megatron-core's dist_checkpointing; a checkpoint counts once its marker is renamed into place.
 
-Layout: <run>/checkpoints/step_00000120/ with megatron-core's files, and _DONE (JSON: step, tokens, position) last.
+Layout: <run>/checkpoints/step_00000120/ with megatron-core's files, and _DONE (JSON: the TrainState) last. Before the
+first update there is no optimizer state, and none is kept.
 """
 
 import json
 import logging
 import queue
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,16 +20,16 @@ from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
-from r1train.log.checkpoints import MARKER, checkpoints
+from r1train.log.checkpoints import EMA_PREFIX, MARKER, checkpoints
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
-from r1train.train.ema import PREFIX as EMA_PREFIX
-from r1train.train.optim import allocate_state, load_optimizer_state, optimizer_state
+from r1train.train.optim import allocate_state, has_updates, load_optimizer_state, optimizer_state
 from r1train.train.setup import Trainer
 from r1train.train.state import TrainState
 
 # How names of the policy's weights begin; those of the optimizer and of extra modules begin otherwise.
 _WEIGHTS = ("embedding.", "decoder.", "mtp.", "output_layer.")
+_OPTIMIZER = "optimizer."
 
 
 def latest_checkpoint(run_dir: Path) -> Path:
@@ -62,12 +64,11 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
     if trainer.average is not None:
         trainer.average.wait()
     state = _model_state(trainer, extra_modules or {})
-    state |= optimizer_state(trainer.optimizer, state["model"])
+    if has_updates(trainer.optimizer):
+        state |= optimizer_state(trainer.optimizer, state["model"])
     dist_checkpointing.save(state, str(folder))
     if is_rank0():
-        state = trainer.state
-        body = {"step": state.step, "tokens": state.tokens, "position": state.position}
-        write_atomically(folder / MARKER, json.dumps(body))
+        write_atomically(folder / MARKER, json.dumps(asdict(trainer.state)))
         for old in checkpoints(run_dir)[: -stage.keep_checkpoints]:
             (old / MARKER).unlink()
             shutil.rmtree(old)
@@ -118,14 +119,11 @@ def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = 
     has_average = _has_average(folder)
     state = _model_state(trainer, extra, with_average=has_average)
     _check_tensors(state, folder)
-    if trainer.device.type == "cpu":
-        allocate_state(trainer.optimizer)
-    loaded = load_optimizer_state(
-        trainer.optimizer,
-        state["model"],
-        load=lambda tensors: dist_checkpointing.load({**state, **tensors}, str(folder)),
-    )
+    has_optimizer = any(key.startswith(_OPTIMIZER) for key in _tensors_of(folder))
+    loaded = _load_all(trainer, state, folder) if has_optimizer else dist_checkpointing.load(state, str(folder))
     _restore_chunks(trainer.modules, loaded["model"])
+    if not has_optimizer:
+        trainer.optimizer.reload_model_params()
     for name, module in extra.items():
         module.load_state_dict(loaded[name])
     if trainer.average is not None and has_average:
@@ -134,6 +132,17 @@ def resume(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] | None = 
         trainer.average.start_from(trainer.modules)
     trainer.state = TrainState(**json.loads((folder / MARKER).read_text()))
     return True
+
+
+def _load_all(trainer: Trainer, state: dict[str, object], folder: Path) -> dict[str, object]:
+    """`state` and the optimizer's, which is put where it belongs."""
+    if trainer.device.type == "cpu":
+        allocate_state(trainer.optimizer)
+    return load_optimizer_state(
+        trainer.optimizer,
+        state["model"],
+        load=lambda tensors: dist_checkpointing.load({**state, **tensors}, str(folder)),
+    )
 
 
 def _check_marker(folder: Path) -> None:

@@ -13,8 +13,6 @@ from r1train.dist.init import Device
 from r1train.model.build import build_chunks
 from r1train.model.gpt import R1Model
 
-PREFIX = "ema."  # of its tensors' names in a checkpoint
-
 
 class WeightAverage:
     """average <- decay * average + (1 - decay) * weights, per parameter, in fp32, on the host.

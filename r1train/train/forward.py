@@ -41,8 +41,10 @@ def run_schedule(
 ) -> list[object]:
     """Run every micro-batch through the pipeline; returns what the last stage stored, [] on other stages.
 
-    All ranks pass the same number of micro-batches of one shape. step_fn(iterator, model) -> (output, loss closure).
+    All ranks pass the same number of micro-batches of one shape, not none. step_fn(iterator, model) -> (output, loss
+    closure).
     """
+    assert batches, "nothing to run: the caller skips steps without data"
     chunks = model if isinstance(model, list) else [model]
     b, s = batches[0].tokens.shape
     return get_forward_backward_func()(

@@ -37,9 +37,11 @@ def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> No
         while trainer.state.step < stage.steps:
             started = time.monotonic()
             samples = source.samples(trainer.state)
-            result = train_step(trainer, source.batches(trainer.state.position, samples), objective)
+            batches = source.batches(trainer.state.position, samples)
+            waited = {"time/data_wait_s": time.monotonic() - started}
+            result = train_step(trainer, batches, objective)
             trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
-            log.write(result, seconds=time.monotonic() - started)
+            log.write(result, seconds=time.monotonic() - started, extra=waited)
             if trainer.state.step == first + 1:
                 report_attention(trainer.device)
             save_if_due(trainer, stop)

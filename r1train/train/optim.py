@@ -54,6 +54,17 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> Non
         group["lr"] = learning_rate
 
 
+def has_updates(optimizer: MegatronOptimizer) -> bool:
+    """Whether it has done an update, or continues one that had: before that it has no moments. Collective."""
+    found = torch.tensor(
+        any(len(part.optimizer.state) > 0 for part in optimizer.chained_optimizers),
+        dtype=torch.int32,
+        device=torch.cuda.current_device(),
+    )
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return bool(found)
+
+
 def allocate_state(optimizer: MegatronOptimizer) -> None:
     """Give torch's AdamW zero moments and step 0, so that a loaded state has somewhere to go.
 

@@ -65,6 +65,11 @@ def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective
     return StepResult(logs, num_tokens, float(grad_norm), learning_rate, balance.gauges() if balance else {})
 
 
+def skipped_step(trainer: Trainer) -> StepResult:
+    """A step that no rank has a token for: schedules go on, weights and optimizer stay as they are."""
+    return StepResult({"loss": 0.0}, 0, 0.0, _apply_schedules(trainer), {})
+
+
 def _apply_schedules(trainer: Trainer) -> float:
     """Set this step's learning rate, MTP weight and bias rate; returns the learning rate."""
     lr, state = trainer.cfg.lr, trainer.state

@@ -47,8 +47,8 @@ def test_fine_tuning_is_scored_on_heldout_problems(root: Path):
 def test_engine_and_trainer_agree_in_bf16(root: Path):
     rows = metrics(root, "rl1")
     assert len(rows) == 4
-    # bf16 keeps 8 bits: two ways through the same weights differ by about 1 % of a log-probability.
-    assert max(row["logprob_gap_mean"] for row in rows) < 0.03
+    # The bound that docs/rl.md states for bf16, and at which the GPU experiments stop.
+    assert max(row["logprob_gap_mean"] for row in rows) < 0.02
     # The first minibatch of a rollout is on policy: trainer and old log-probabilities are the same numbers.
     assert rows[0]["ratio"] == pytest.approx(1.0, abs=1e-3)
 

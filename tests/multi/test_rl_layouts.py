@@ -32,6 +32,19 @@ def test_layouts(results: Path, layout: str, algorithm: str):
     assert_same([rank[algorithm, "rows"] for rank in ranks], single[algorithm, "rows"])
 
 
+@pytest.mark.parametrize("algorithm", ("grpo", "gspo", "replay"))
+@pytest.mark.parametrize("layout", ("single", *LAYOUTS))
+def test_dealing_by_tokens(results: Path, layout: str, algorithm: str):
+    """Six samples and one on the two ranks before; then 34, 16, 9, 6 tokens and 28, 21, 13, with the same gradient."""
+    single = load_ranks(results, "rl_gradient", "single")[0]
+    ranks = [rank[algorithm, "dealt"] for rank in load_ranks(results, "rl_gradient", layout)]
+    assert_same(ranks, single[algorithm, "rows"])
+    expected = [{"0": 13, "1": 34, "2": 6, "3": 21, "4": 28, "5": 9, "6": 16}]
+    if layout in ("dp2", "ep2", "pp2_ep2"):
+        expected = [{"1": 34, "2": 6, "5": 9, "6": 16}, {"0": 13, "3": 21, "4": 28}]
+    assert [rank["lengths"] for rank in ranks] == [expected[rank["dp_rank"]] for rank in ranks]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("packing", ["long_rows", "one_each"])
 def test_packing_and_micro_batches(results: Path, packing: str, algorithm: str):

@@ -15,6 +15,7 @@ from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
 from r1train.dist.init import Device, close_processes, init_processes, make_groups, select_device
 
 VPP = "Et|t|t|mL"
+STAGES = "Ett|tmL"
 LAYOUTS = {
     "single": ParallelConfig(world_size=1),
     "cp2": ParallelConfig(world_size=2, cp=2),
@@ -23,7 +24,13 @@ LAYOUTS = {
     "etp2": ParallelConfig(world_size=2, tp=2, etp=2),
     "ep2": ParallelConfig(world_size=2, ep=2),
     "ep2_overlap": ParallelConfig(world_size=2, ep=2, overlap_expert_all_to_all=True, delay_wgrad=True),
+    "pp2": ParallelConfig(world_size=2, pp=2, pp_layout=STAGES),
+    "ep4": ParallelConfig(world_size=4, ep=4),
+    "pp2_ep2": ParallelConfig(world_size=4, pp=2, ep=2, pp_layout=STAGES),
+    "tp2_ep2": ParallelConfig(world_size=4, tp=2, ep=2),
 }
+# Of which steps of training are compared, too.
+CURVES = ("single", "pp2", "ep2", "ep4", "pp2_ep2", "tp2_ep2")
 # Widths that fused attention and grouped GEMMs take: multiples of 16, value as wide as the nope part.
 GPU_MODEL = replace(
     MODEL,
@@ -55,6 +62,7 @@ def main(out: Path, layouts: list[str]) -> None:
     first = gpu_config(layouts[0])
     device = select_device(first.cluster)
     init_processes(device, first.parallel, first.cluster)
+    from curve import losses
     from megatron.core import parallel_state
     from parity import CASES, measure
 
@@ -71,6 +79,8 @@ def main(out: Path, layouts: list[str]) -> None:
         # megatron-core's overlap cannot run an MTP block over packed rows; the config refuses it.
         cases = CASES[:2] if cfg.parallel.overlap_expert_all_to_all else CASES
         result = measure(cfg, local if "_local" in layout else device, cases)
+        if layout in CURVES:
+            result["curve"] = losses(cfg, device)
         torch.save(result, out / f"gpu_parity.{layout}.{torch.distributed.get_rank()}.pt")
     close_processes()
 

@@ -1,6 +1,7 @@
 """Loss, gauges and gradients of one RL step, for every algorithm: the samples dealt to the data-parallel ranks.
 
-A single process also packs them in another order into rows of another length, and one sample per row.
+A single process also packs them in another order into rows of another length, and one sample per row. Several also
+start with six of them on the first data-parallel rank, and deal them out by tokens.
 """
 
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tiny import MODEL, config, set_expert_bias
 from r1train.config.schema_rl import CorrectionConfig, RlConfig
 from r1train.dist.init import Device
 from r1train.rl.batch import TrainSample, pack_samples, with_extra, with_routes
+from r1train.rl.deal import deal
 from r1train.rl.mismatch import logprob_gap
 from r1train.rl.objective import GrpoObjective, LogprobObjective
 from r1train.rl.routing import replay_gauge, route_shape, update_pass
@@ -53,7 +55,8 @@ ALGORITHMS = {
     "replay": replace(BASE, routing_replay="engine"),
 }
 # Rows of how many tokens, and whether the samples come in reverse.
-PACKINGS = {"rows": (64, False), "long_rows": (128, True), "one_each": (36, True)}
+PACKINGS = {"rows": (64, False), "long_rows": (128, True), "one_each": (36, True), "dealt": (64, False)}
+DEALT = ("grpo", "gspo", "replay")
 
 
 def routes(sample: int, tokens: int) -> np.ndarray:
@@ -99,6 +102,8 @@ def step(trainer, device: Device, rl: RlConfig, packing: str) -> dict:
     seq_length, reverse = PACKINGS[packing]
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     mine = samples()[:: -1 if reverse else 1][dp_rank::dp_size]
+    if packing == "dealt":
+        mine = deal(samples()[6 * dp_rank : 6 * dp_rank + 6] if dp_size > 1 else samples())
     packed = pack_samples(mine, seq_length=seq_length, pad_id=2, aggregation=rl.aggregation, max_response_tokens=32)
     for chunk in trainer.chunks:
         chunk.zero_grad_buffer()
@@ -115,7 +120,9 @@ def step(trainer, device: Device, rl: RlConfig, packing: str) -> dict:
     if routing is not None:
         counts = routing.counts()
         gauges |= {**replay_gauge(counts, "update"), "pairs": counts.expected, "flipped": counts.flipped}
-    return {"num_tokens": num_tokens, "gauges": gauges, "gradients": gradient_shards(trainer.chunks)}
+    lengths = {one.id: len(one.prompt) + len(one.response) for one in mine}
+    gradients = gradient_shards(trainer.chunks)
+    return {"num_tokens": num_tokens, "gauges": gauges, "gradients": gradients, "dp_rank": dp_rank, "lengths": lengths}
 
 
 def run(layout: str, device: Device, out: Path) -> dict:
@@ -124,7 +131,9 @@ def run(layout: str, device: Device, out: Path) -> dict:
     cfg = config(layout, model=replace(MODEL, sequence_loss_coef=0.0))
     result: dict = {}
     for name, rl in ALGORITHMS.items():
-        for packing in PACKINGS if layout == "single" else ("rows",):
+        for packing in PACKINGS if layout == "single" else ("rows", "dealt"):
+            if packing == "dealt" and name not in DEALT:
+                continue
             trainer = build_trainer(cfg, device, total_steps=10)
             for module in trainer.modules:
                 set_expert_bias(module)

@@ -293,6 +293,13 @@ CASES = [
         "512 positions",
     ),
     (
+        "sample_fits_positions",
+        (*GRPO, "model.yarn={factor: 1.0, original_max_positions: 128}"),
+        ["rollout.max_response_tokens=105", "stage.seq_length=160"],
+        "rollout.max_response_tokens",
+        "with a prompt of 24 beyond the 128 positions",
+    ),
+    (
         "reward_weights_count",
         GRPO,
         ["reward.accuracy=0", "reward.format=0", "reward.language=0"],

@@ -18,7 +18,7 @@ START = ("stage=evaluate", "stage.init_from=x")
         (
             SUITE + ", max_response_tokens: 500}",
             "eval.suites.0.max_response_tokens",
-            "beyond the model's 512 positions",
+            "beyond the 512 positions that",
         ),
         (SUITE + ", problems: 0}", "eval.suites.0.problems", "below 1"),
         ("{name: a/b, path: x, kind: math}", "eval.suites.0.name", "names a file"),
@@ -45,7 +45,7 @@ def test_a_good_suite_and_a_template_with_a_box(problems):
 @pytest.mark.parametrize(
     ("passkey", "key", "what"),
     [
-        ("{lengths: [600], depths: [0.5], problems: 1}", "eval.passkey.lengths", "beyond the model's positions"),
+        ("{lengths: [600], depths: [0.5], problems: 1}", "eval.passkey.lengths", "beyond what the model can tell"),
         ("{lengths: [], depths: [0.5], problems: 1}", "eval.passkey.lengths", "empty, or a value twice"),
         ("{lengths: [100], depths: [0.5, 1.5], problems: 1}", "eval.passkey.depths", "outside 0 to 1"),
         ("{lengths: [100], depths: [0.5, 0.5], problems: 1}", "eval.passkey.depths", "a value twice"),
@@ -59,6 +59,27 @@ def test_passkey(problems, passkey, key, what):
 
 def test_perplexity_windows_fit_the_model(problems):
     assert "512 positions" in problems("eval.perplexity_length=513")["eval.perplexity_length"].what
+
+
+YARN = "model.yarn={{factor: {factor}, original_max_positions: 128}}"
+PASSKEY = "eval.passkey={lengths: [88, 249], depths: [0.5], problems: 1, max_response_tokens: 8}"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "what"),
+    [
+        (f"eval.suites=[{SUITE}, max_response_tokens: 233}}]", "eval.suites.0.max_response_tokens", "a prompt of 24"),
+        (PASSKEY, "eval.passkey.lengths", "with 8 tokens of response beyond what"),
+        ("eval.perplexity_length=257", "eval.perplexity_length", "beyond the 256 positions"),
+        ("eval.max_response_tokens=233", "eval.max_response_tokens", "a prompt of 24 beyond the 256 positions"),
+    ],
+)
+def test_yarn_says_how_far_evaluation_may_reach(problems, override, key, what):
+    """512 positions, of which factor 2 lets the model tell 256 apart, and 2.1 lets it tell 268."""
+    found = problems(*START, override, YARN.format(factor=2.0))
+    assert set(found) == {key} and what in found[key].what
+    assert problems(*START, override, YARN.format(factor=2.1)) == {}
+    assert problems(*START, override) == {}
 
 
 def test_a_missing_suite_is_said_before_anything_runs(problems, prepared):

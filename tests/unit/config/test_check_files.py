@@ -81,6 +81,21 @@ def test_sources_of_the_prepare_stage(problems, tmp_path):
     assert "text" in unknown.fix
 
 
+def test_evaluation_sets_of_the_prepare_stage(problems, tmp_path):
+    key, start = "data.decontaminate.0", "stage=prepare"
+    assert problems(start, 'data.decontaminate=["builtin:gsm8k"]', check_files=True) == {}
+    assert problems(start, f"data.decontaminate=[{tmp_path}/no.jsonl]", check_files=True)[key].what == "no such file"
+    unknown = problems(start, 'data.decontaminate=["builtin:text"]', check_files=True)[key]
+    assert (unknown.what, unknown.fix) == ("the package ships no such evaluation set", "builtin:gsm8k, or a jsonl file")
+    path = tmp_path / "suite.jsonl"
+    path.touch()
+    assert problems(start, f"data.decontaminate=[{path}]", check_files=True)[key].what == "this file is empty"
+    path.write_text("{}")
+    assert problems(start, f"data.decontaminate=[{path}]", check_files=True) == {}
+    below = problems(start, "data.decontaminate_words=0")["data.decontaminate_words"]
+    assert below.what == "below 1"
+
+
 def test_tokenizer_and_problems_of_the_prepare_stage(problems, tmp_path):
     """A folder without tokenizer.json, one with another vocabulary, one that fits; files of problems."""
     start = ("stage=prepare", f"data.tokenizer={tmp_path}", "data.tokenizer_vocab_size=512")

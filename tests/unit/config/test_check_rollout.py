@@ -7,6 +7,8 @@ from r1train.config import check_rollout
 GRPO = ("stage=grpo", "stage.init_from=somewhere")
 CUDA = ("cluster=one_gpu", "parallel=single", "optim=adamw_bf16")
 DENSE = ("model=smollm2_135m",)
+V3 = ("model=bench_v3_slice",)
+FP8 = ("rollout.engine=vllm", "rollout.fp8=true", "rollout.cuda_graphs=false")
 KEY = "rollout.asynchrony"
 ONE_OFF = (f"{KEY}.mode=one-step-off",)
 PARTIAL = (f"{KEY}.mode=partial", f"{KEY}.new_tokens=10", f"{KEY}.in_flight=1.5")
@@ -17,7 +19,7 @@ CASES = [
         "vllm_can_serve",
         [*GRPO, *CUDA, "rollout.engine=vllm", "optim.precision=fp8_blockwise"],
         "rollout.engine",
-        "pushed to vLLM in BF16",
+        "the trainer computes in FP8",
     ),
     ("vllm_can_serve", [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.top_p=0.9"], "rollout.top_p", "after top-p"),
     (
@@ -26,7 +28,21 @@ CASES = [
         "rollout.gpu_memory_share",
         "not a share",
     ),
-    ("graphs_are_vllms", [*GRPO, *CUDA, "rollout.cuda_graphs=true"], "rollout.cuda_graphs", "no graph can hold"),
+    ("fp8_engine_fits", [*GRPO, *CUDA, *V3, "rollout.fp8=true"], "rollout.fp8", "the native engine computes"),
+    ("fp8_engine_fits", [*GRPO, *CUDA, *V3, *FP8, "rollout.cuda_graphs=true"], "rollout.fp8", "CUDA graphs"),
+    ("fp8_engine_fits", [*GRPO, *CUDA, *V3, *FP8, "optim.precision=fp32"], "rollout.fp8", "BF16 activations"),
+    (
+        "fp8_engine_fits",
+        [*GRPO, *CUDA, *V3, *FP8, "model.moe_ffn_hidden_size=192"],
+        "rollout.fp8",
+        "does not divide moe_ffn_hidden_size = 192",
+    ),
+    (
+        "fp8_engine_fits",
+        [*GRPO, *CUDA, *DENSE, *FP8],
+        "rollout.fp8",
+        "does not divide hidden_size = 576",
+    ),
     ("asynchrony_fits", [*GRPO, *ONE_OFF, f"{KEY}.new_tokens=10"], f"{KEY}.new_tokens", "does not read it"),
     ("asynchrony_fits", [*GRPO, f"{KEY}.in_flight=1.5"], f"{KEY}.in_flight", "does not read it"),
     ("asynchrony_fits", [*GRPO, f"{KEY}.mode=partial"], f"{KEY}.new_tokens", "rollout.max_response_tokens = 40"),
@@ -62,7 +78,10 @@ CASES = [
     ),
 ]
 GOOD = [
-    [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=true"],
+    [*GRPO, *CUDA, *V3, *FP8],
+    [*GRPO, *CUDA, *V3, *FP8, "optim.precision=fp8_blockwise"],
+    [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=false"],
+    [*GRPO, *CUDA, "rollout.cuda_graphs=true"],
     [*GRPO, "rl.routing_replay=engine", "rl.replay_reference=true", "rl.stop_if.flipped_experts_share_above=0.2"],
     [*GRPO, "rl.routing_replay=old", "rl.record_routing=false"],
     [*GRPO, *ONE_OFF, *MIXED],

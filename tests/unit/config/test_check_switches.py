@@ -111,6 +111,25 @@ CASES = [
         "fp32 (torch's AdamW)",
     ),
     ("optimizer_memory_in_range", [*PRETRAIN, "optim.ema_decay=1.0"], "optim.ema_decay", "outside 0 to 1"),
+    (
+        "rl_memory_can_move",
+        [*GRPO, "rl=dapo", "rl.overlong.buffer_tokens=8", "rl.reference_offload=true"],
+        "rl.reference_offload",
+        "no reference policy",
+    ),
+    (
+        "rl_memory_can_move",
+        [
+            *GRPO,
+            *CUDA,
+            *BF16,
+            "optim.moments_dtype=fp32",
+            "optim.cpu_offload_fraction=0.5",
+            "rl.offload_during_rollout=true",
+        ],
+        "rl.offload_during_rollout",
+        "in host memory already",
+    ),
 ]
 
 
@@ -135,6 +154,7 @@ def test_every_rule_has_a_case():
         [*PRETRAIN, "parallel.recompute_modules=[mla_up_proj, mlp]"],
         [*PRETRAIN, *CUDA, "parallel.ep=2", "parallel.etp=2", "parallel.tp=2"],
         [*PRETRAIN, "optim.ema_decay=0.999"],
+        [*GRPO, "rl.reference_offload=true", "rl.offload_during_rollout=true", "rl.stop_if.reward_below=-0.5"],
     ],
 )
 def test_good_combinations_pass(problems, overrides):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1train.config.load import load_config
+from r1train.config.load import config_tree, load_config
 from r1train.config.schema import CollectStage, DistillStage, RejectStage
 from r1train.config.steps import plan_steps
 
@@ -34,6 +34,21 @@ def test_every_stage_of_r1_in_small(tmp_path):
     student = configs["distill"]
     assert isinstance(student.stage, DistillStage) and student.stage.dataset == f"{tmp_path}/reject/sft.jsonl"
     assert (student.model.name, student.parallel.ep, configs["rl2"].model.name) == ("tiny_dense", 1, "tiny")
+
+
+def test_the_student_on_the_mini_models_data_and_its_control(tmp_path):
+    """All but the data is the same, also for the second SFT and the cold start."""
+    configs = steps(tmp_path, "experiment=mini_full")
+    pairs = {"distill": "raw_student", "sft": "cold_start"}
+    for step, control in pairs.items():
+        one, other = (config_tree(configs[name]) for name in (step, control))
+        assert one["stage"].pop("dataset") == f"{tmp_path}/reject/sft.jsonl"
+        assert other["stage"].pop("dataset") == f"{tmp_path}/data/cold_start.jsonl"
+        assert {key for key in one if one[key] != other[key]} == {"step"}
+    assert (configs["distill"].model.name, configs["distill"].model.vocab_size) == ("mini_dense", 1024)
+    assert configs["distill"].stage.init_from == f"{tmp_path}/student" and configs["student"].stage.init_from is None
+    trained = [name for name, cfg in configs.items() if cfg.stage.name in ("pretrain", "sft", "grpo", "distill")]
+    assert [name for name in trained if not configs[name].evaluate_after] == []
 
 
 def test_a_cold_start_from_a_model_in_small(tmp_path):

@@ -4,8 +4,11 @@ Sources: DeepSeek-R1, Nature version ("NAT"), sections and supplementary informa
 same under other numbers. What the paper does not publish is ours, and the cards in docs/cards say so.
 """
 
+from pathlib import Path
+
 import pytest
 
+import r1train
 from r1train.__main__ import main
 from r1train.config.layout import parse_layout
 from r1train.config.load import load_config
@@ -57,6 +60,21 @@ def test_the_algorithm_is_grpo_as_published(name, step):
     assert (rl.correction.weight, rl.correction.sequence_mask, rl.correction.off_policy_delta) == ("none", "none", None)
     assert (rl.sampling.keep, rl.overlong.rule, rl.routing_replay) == ("all", "none", "none")
     assert configs(name)[step].rollout.asynchrony.mode == "none"
+    # Of what lies in host memory no number depends.
+    assert rl.reference_offload and rl.offload_during_rollout
+
+
+def test_rl_on_gpus_stops_where_engine_and_trainer_disagree():
+    """docs/rl.md states the bound, a mean of 0.02 in BF16: for every experiment for GPUs that has an RL step."""
+    folder = Path(r1train.__file__).parents[1] / "conf" / "experiment"
+    found = set()
+    for name in sorted(path.stem for path in folder.glob("*.yaml")):
+        steps = [item for item in plan_steps([f"experiment={name}"]) if item.step.stage == "grpo"]
+        for cfg in (load_config(item.overrides, check_files=False) for item in steps[:1]):
+            if cfg.cluster.device == "cuda":
+                assert cfg.optim.precision == "bf16" and cfg.rl.stop_if.logprob_gap_mean_above == 0.02, name
+                found.add(name)
+    assert {*STEPS, "mini_grpo", "mini_zero", "mini_full", "smollm2_grpo", "tiny_gpu"} <= found
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ Sources: DeepSeek-V3 report (arXiv 2412.19437) sections 3 and 4, DeepSeek-V2 rep
 (2502.16982) section 3.3. The traps are departures found in published configurations that claim to reproduce V3.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from r1train.config.layout import parse_layout, virtual_stages
 from r1train.config.load import load_config
+from r1train.config.schema_parallel import ParallelConfig
+from r1train.config.steps import plan_steps
+from r1train.model.spec_deepseek import transformer_config
 from r1train.train.schedules import Progress, value_at
 
 T = 10**12
@@ -95,7 +100,35 @@ def test_model(name):
     assert (model.num_experts, model.num_experts_per_token, model.num_shared_experts) == (256, 8, 1)
     assert (model.num_expert_groups, model.num_groups_per_token, model.moe_ffn_hidden_size) == (8, 4, 2048)
     assert (model.router_score, model.routed_scaling_factor, model.mtp_depth) == ("sigmoid", 2.5, 1)
-    assert model.vocab_size == 129280
+    assert (model.vocab_size, model.v_head_dim, model.ffn_hidden_size) == (129280, 128, 18432)
+    assert (model.rope_base, model.rms_norm_eps, model.max_position_embeddings) == (10000.0, 1e-6, 163840)
+    assert (model.norm_topk_prob, model.router_bias, model.attention_windows) == (True, True, None)
+    yarn = model.yarn
+    assert (yarn.original_max_positions, yarn.beta_fast, yarn.beta_slow) == (4096, 32.0, 1.0)
+    assert (yarn.mscale, yarn.mscale_all_dim) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", (*V3, "v3_extend_32k", "v3_extend_128k"))
+def test_data(name):
+    """Section 4.1: FIM in PSM order at rate 0.1, no mask between documents, 128K entries (129280 rows)."""
+    data = load(name).data
+    assert (data.fim_rate, data.mask_across_documents, data.tokenizer_vocab_size) == (0.1, False, 129280)
+
+
+def test_what_megatron_core_is_told():
+    """config.json: SwiGLU, no biases, dense layers first. Section 4.2: no token dropped; 2.1.2: sequence-wise loss."""
+    cfg = load(V3[0])
+    optim = dataclasses.replace(cfg.optim, precision="bf16")  # FP8 asks for a GPU
+    config = transformer_config(cfg.model, ParallelConfig(world_size=1), optim, "cpu")
+    assert (config.activation_func, config.gated_linear_unit) == (torch.nn.functional.silu, True)
+    assert (config.normalization, config.add_bias_linear, config.add_qkv_bias) == ("RMSNorm", False, False)
+    assert config.moe_layer_freq == [0] * 3 + [1] * 58
+    assert (config.attention_dropout, config.hidden_dropout) == (0.0, 0.0)
+    assert (config.moe_expert_capacity_factor, config.moe_z_loss_coeff, config.moe_router_dtype) == (None, None, "fp32")
+    assert (config.moe_router_load_balancing_type, config.moe_aux_loss_coeff) == ("seq_aux_loss", 1e-4)
+    assert (config.moe_router_topk, config.moe_router_num_groups, config.moe_router_group_topk) == (8, 8, 4)
+    assert (config.moe_router_topk_scaling_factor, config.moe_shared_expert_intermediate_size) == (2.5, 2048)
+    assert (config.rotary_base, config.rotary_scaling_factor, config.layernorm_epsilon) == (10000.0, 1.0, 1e-6)
 
 
 def test_layout_of_the_paper():
@@ -179,10 +212,30 @@ def test_moonlight():
     assert (cfg.parallel.tp, cfg.parallel.ep, cfg.parallel.world_size) == (2, 8, 8)
 
 
-def test_mini_on_one_gpu_and_on_four_is_the_same_training():
-    one, four = load("mini_pretrain"), load("mini_pretrain_4gpu")
-    assert (one.model, one.lr, one.optim, one.seed) == (four.model, four.lr, four.optim, four.seed)
-    assert (one.parallel.world_size, four.parallel.world_size, four.parallel.ep) == (1, 4, 4)
+def pretrain_step(*overrides):
+    """The pretrain step of mini_pretrain's schedule."""
+    (planned,) = (item for item in plan_steps(overrides) if item.step.id == "pretrain")
+    return load_config(planned.overrides, check_files=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "axes"),
+    [
+        (["experiment=mini_pretrain_4gpu"], 4, {"ep": 4}),
+        (["experiment=mini_pretrain_4gpu", "parallel=mini_pp2_ep2"], 4, {"pp": 2, "ep": 2}),
+        (["experiment=mini_pretrain_4gpu", "parallel=tp2_ep2"], 4, {"tp": 2, "ep": 2}),
+        (["experiment=mini_pretrain", "cluster=two_gpus", "parallel=ep2"], 2, {"ep": 2}),
+        (["experiment=mini_pretrain", "cluster=two_gpus", "parallel=mini_pp2"], 2, {"pp": 2}),
+    ],
+)
+def test_mini_on_one_gpu_and_on_several_is_the_same_training(overrides, world_size, axes):
+    one, several = pretrain_step("experiment=mini_pretrain"), pretrain_step(*overrides)
+    assert (one.model, one.lr, one.optim, one.seed) == (several.model, several.lr, several.optim, several.seed)
+    assert (dataclasses.replace(one.data, dir=several.data.dir), one.stage) == (several.data, several.stage)
+    parallel = several.parallel
+    assert (one.parallel.world_size, parallel.world_size) == (1, world_size)
+    assert {axis: size for axis in ("tp", "pp", "ep", "cp", "etp") if (size := vars(parallel)[axis]) > 1} == axes
+    assert one.stage.batch_size % (parallel.dp * one.stage.micro_batch_size) == 0
 
 
 # The traps of published V3 configurations (C1 to C7).

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1train.convert.fp8 import dequantise, quantise, scale_shape, squared_error
+from r1train.convert.fp8 import dequantise, quantise, quantise_whole, scale_shape, squared_error
 
 SIDES = st.integers(min_value=1, max_value=300)
 
@@ -32,6 +32,19 @@ def test_rows_in_the_middle_find_their_block():
     for start, stop in ((0, 1), (100, 140), (127, 129), (250, 300)):
         part = dequantise(values[start:stop], scale, first_row=start, dtype=torch.bfloat16)
         assert torch.equal(part, whole[start:stop])
+
+
+@given(rows=SIDES, columns=SIDES, seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_all_blocks_at_once_gives_the_same_bits(rows, columns, seed):
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    weight[:1] = 0.0
+    before = weight.clone()
+    values, scale = quantise_whole(weight)
+    expected_values, expected_scale = quantise(weight)
+    assert torch.equal(values.view(torch.uint8), expected_values.view(torch.uint8))
+    assert torch.equal(scale, expected_scale)
+    assert values.is_contiguous() and torch.equal(weight, before)
 
 
 def test_weight_is_not_changed():

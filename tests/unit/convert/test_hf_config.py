@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from r1train.config.schema_model import YarnConfig
+from r1train.config.schema_model import TokenMergingConfig, YarnConfig
 from r1train.convert.export_plan import read_model
 from r1train.convert.hf_config import model_from_hf, not_trusted, read_hf_config
 from r1train.convert.hf_export_config import model_to_hf
@@ -167,6 +167,12 @@ def test_windows_are_not_exported(models):
         model_to_hf(replace(v3, attention_windows=(4, *[None] * (layers - 1))), dtype="bfloat16")
     plain = replace(v3, attention_windows=(None,) * layers)
     assert model_to_hf(plain, dtype="bfloat16") == model_to_hf(v3, dtype="bfloat16")
+
+
+def test_merged_tokens_are_not_exported(models):
+    merging = TokenMergingConfig(first_layer=2, last_layer=2, window=4)
+    with pytest.raises(CheckpointError, match="token_merging is an experiment that no Hugging Face or vLLM class has"):
+        model_to_hf(replace(models["deepseek"], token_merging=merging), dtype="bfloat16")
 
 
 def test_groups_scored_by_another_number_of_experts_are_refused(models):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1train.data.decontaminate import NgramFilter, evaluation_texts, words
+from r1train.data.decontaminate import CleanTexts, NgramFilter, evaluation_file, evaluation_texts, words
 from r1train.data.documents import gsm8k_rows
 from r1train.errors import DataError
 
@@ -51,3 +51,16 @@ def test_every_string_of_a_row_counts(tmp_path):
     path = tmp_path / "eval.jsonl"
     path.write_text('{"id": "x", "turns": ["first", {"more": "second"}], "n": 3}\n')
     assert list(evaluation_texts([path])) == ["x", "first", "second"]
+
+
+def test_shipped_rows_are_an_evaluation_set(tmp_path):
+    texts = set(evaluation_texts([evaluation_file("builtin:gsm8k")]))
+    assert {row["question"] for row in gsm8k_rows("heldout")} <= texts
+    assert not {row["question"] for row in gsm8k_rows("train")} & texts
+    assert evaluation_file(str(tmp_path / "a.jsonl")) == tmp_path / "a.jsonl"
+
+
+def test_clean_texts_can_be_read_again():
+    clean = CleanTexts(["first", f"x {THIRTEEN} y", "third", THIRTEEN], NgramFilter([THIRTEEN], n=13))
+    assert clean.removed == {2: THIRTEEN, 4: THIRTEEN}
+    assert list(clean) == list(clean) == ["first", "third"]

@@ -1,9 +1,11 @@
 """Loaders give the source's batches, whatever is asked for; corpora that do not fit are refused before training."""
 
+import gc
 import importlib.util
 import json
 import shutil
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -80,7 +82,9 @@ def copied(folder, tmp_path, name="small"):
     return tmp_path / "c"
 
 
-def test_truncated_files(folder, tmp_path, small_tokenizer):
+def test_truncated_files(folder, tmp_path, small_tokenizer, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     prefix = copied(folder, tmp_path)
     check_corpus(prefix, small_tokenizer)
     data, index = (tmp_path / "c.bin").read_bytes(), (tmp_path / "c.idx").read_bytes()
@@ -91,12 +95,30 @@ def test_truncated_files(folder, tmp_path, small_tokenizer):
     for broken in (
         index[: len(index) // 2],
         index[:12],
+        index[:-1],
+        index[:40],
+        index + b"\0",
         b"no index at all",
+        index[:17] + b"\x06" + index[18:],  # float64
+        index[:17] + b"\x2a" + index[18:],  # no type
+        index[:18] + struct.pack("<QQ", 0, 1) + bytes(8),  # no sequence
         index[:9] + struct.pack("<Q", 7) + index[17:],
     ):
         (tmp_path / "c.idx").write_bytes(broken)
         with pytest.raises(DataError, match="c.idx: not an index of megatron-core, or truncated"):
             check_corpus(prefix, small_tokenizer)
+    gc.collect()
+    assert not unraisable  # no second error from a half-open reader
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "[]", "null", "3", '{"tokenizer": "x", "vocab_size": 300}', b"\xff\xfe"]
+)
+def test_broken_file_beside_a_corpus(folder, tmp_path, small_tokenizer, content):
+    prefix = copied(folder, tmp_path)
+    (tmp_path / "c.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=r"c.json: does not hold tokenizer, vocab_size, tokens of the corpus.*\. Fix: "):
+        check_corpus(prefix, small_tokenizer)
 
 
 def test_another_tokenizers_corpus(folder, tmp_path, small_tokenizer):

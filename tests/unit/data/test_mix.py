@@ -44,16 +44,37 @@ def test_late_prompts_have_their_share(tmp_path):
     math, general = prompt_set(tmp_path / "m", "math", 8), prompt_set(tmp_path / "g", "general", 4)
     mix = PromptMix(math, general, share=0.25)
     assert mix.tasks == {"math", "general"}
-    assert mix.take(0, 16, late=False) == math.take(0, 16)
-    late = mix.take(0, 32, late=True)
+    assert mix.take(0, 16, late=None) == math.take(0, 16)
+    late = mix.take(0, 32, late=0)
     assert [prompt.task for prompt in late[:8]] == ["math"] * 3 + ["general"] + ["math"] * 3 + ["general"]
     assert [prompt for prompt in late if prompt.task == "general"] == general.take(0, 8)
     assert [prompt for prompt in late if prompt.task == "math"] == math.take(0, 24)
     # Whatever the pieces that are asked, the stream is one.
-    assert [*mix.take(0, 5, late=True), *mix.take(5, 27, late=True)] == late
+    assert [*mix.take(0, 5, late=0), *mix.take(5, 27, late=0)] == late
+
+
+def test_the_first_set_goes_on_where_it_was_and_the_second_begins(tmp_path):
+    """R1: 1,296 steps of 32 prompts before the general prompts join, with a share of 0.45."""
+    math, general = prompt_set(tmp_path / "m", "math", 8), prompt_set(tmp_path / "g", "general", 4)
+    asked: list[tuple[str, int]] = []
+
+    class Spy:
+        def __init__(self, name, prompts):
+            self.name, self.prompts = name, prompts.prompts
+
+        def take(self, position, count):
+            asked.extend((self.name, index) for index in range(position, position + count))
+            return self.prompts[:count]
+
+    mix = PromptMix(Spy("math", math), Spy("general", general), share=0.45)
+    for start in (41440, 41472, 41504):
+        mix.take(start, 32, late=None if start < 41472 else 41472)
+    assert [index for name, index in asked if name == "math"] == list(range(41440, 41472 + 36))
+    assert [index for name, index in asked if name == "general"] == list(range(28))  # 0.45 of 64
+    assert sum(name == "general" for name, _ in asked[32:52]) == 9
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1, 0.3])
 def test_share_is_exact_over_ten(tmp_path, share):
     mix = PromptMix(prompt_set(tmp_path / "m", "math", 3), prompt_set(tmp_path / "g", "general", 3), share=share)
-    assert sum(prompt.task == "general" for prompt in mix.take(50, 10, late=True)) == round(10 * share)
+    assert sum(prompt.task == "general" for prompt in mix.take(50, 10, late=0)) == round(10 * share)

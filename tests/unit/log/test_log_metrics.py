@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from r1train.log.compare import first_difference
+from r1train.log.compare import first_difference, means
 from r1train.log.metrics import MetricsWriter, read_metrics, truncate_after
 
 REPO = Path(__file__).resolve().parents[3]
@@ -134,3 +134,26 @@ def test_compare_loss_tool_names_a_missing_file(tmp_path):
     missing = str(tmp_path / "no.jsonl")
     done = tool(missing, missing, "--exact")
     assert done.returncode == 2 and "no.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_means_by_hand():
+    rows = [{"step": step, "loss": float(step), "load": [1.0], "late": step} for step in range(1, 6)]
+    del rows[0]["late"]
+    assert means(rows, steps=2) == [
+        {"step": 2, "loss": 1.5},
+        {"step": 4, "loss": 3.5, "late": 3.5},
+        {"step": 5, "loss": 5.0, "late": 5.0},
+    ]
+
+
+def test_compare_loss_tool_compares_means(tmp_path):
+    """0.875 and 1.125 in turn against 1.0: every step differs by an eighth, every mean of two by nothing."""
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for path, change in zip(paths, (0.0, 0.125), strict=True):
+        rows = [{"step": step, "loss": 1.0 + change * (-1) ** step, "load": [step, change]} for step in range(1, 7)]
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    by_step = tool(*paths, "--rtol", "0.01", "--keys", "loss")
+    assert (by_step.returncode, by_step.stdout) == (1, "step 1: loss = 1.0 against 0.875\n")
+    by_mean = tool(*paths, "--rtol", "0.01", "--mean-of", "2")
+    assert (by_mean.returncode, by_mean.stdout) == (0, "equal: 3 means of 2 steps\n")
+    assert tool(*paths, "--exact", "--mean-of", "0").returncode == 2

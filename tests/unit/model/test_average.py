@@ -1,9 +1,12 @@
 """The average of the weights against a loop by hand, over real optimizer steps."""
 
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+import yaml
 
 DECAY = 0.75
 
@@ -100,3 +103,49 @@ def test_weights_or_their_average_are_loaded(trainer, device, tmp_path, use_ema)
     if use_ema:
         with pytest.raises(CheckpointError, match="keeps no average of the weights"):
             load_module(other, checkpoints(tmp_path / "without")[0], use_ema=True)
+
+
+@pytest.fixture
+def saved(trainer, tmp_path):
+    """A run folder with a checkpoint that keeps the average, and one without, after a step that moved them apart."""
+    from r1train.train.checkpoint import save_checkpoint
+
+    average = trainer.average
+    for name, kept in (("with", average), ("without", None)):
+        trainer.cfg, trainer.average = replace(trainer.cfg, run_dir=tmp_path / name), kept
+        if kept is not None:
+            step(trainer, 0)
+        save_checkpoint(trainer)
+        (tmp_path / name / "model.yaml").write_text(yaml.safe_dump(asdict(trainer.cfg.model)))
+    trainer.average = average
+    return tmp_path
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_weights_or_their_average_are_exported(trainer, saved, use_ema):
+    from safetensors.torch import load_file
+
+    from r1train.convert.exporter import ExportOptions, export_checkpoint
+    from r1train.convert.live import hf_weights
+    from r1train.convert.names import entries
+    from r1train.model.sharded import sharded_tensors
+
+    options = ExportOptions(dtype=torch.float32, workers=1, verify=True, use_ema=use_ema)
+    export_checkpoint(saved / "with", saved / "out", options)
+    found = load_file(saved / "out" / "model-00001-of-00001.safetensors")
+    module = trainer.average.chunks[0] if use_ema else trainer.module
+    wanted = dict(hf_weights(entries(trainer.cfg.model), sharded_tensors(module.sharded_state_dict())))
+    assert len(wanted) > 100
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value.detach()), name
+    embedding, average = found["model.embed_tokens.weight"], trainer.average.chunks[0].embedding.word_embeddings.weight
+    assert torch.equal(embedding, average) is use_ema
+
+
+def test_export_says_that_there_is_no_average(saved, repo):
+    tool, out = repo / "tools/export_hf.py", saved / "out"
+    command = [sys.executable, tool, "--ckpt", saved / "without", "--out", out, "--ema"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, out.exists()) == (2, "", False)
+    assert "keeps no average of the weights. Fix: train with optim.ema_decay" in done.stderr
+    assert "Traceback" not in done.stderr

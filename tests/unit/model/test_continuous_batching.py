@@ -39,11 +39,11 @@ def generate(model, *, params: SamplingParams = PARAMS, watcher=None, **options)
 
 def forwards(model, monkeypatch, **options) -> list[tuple[int, int]]:
     """(rows, tokens each) of every forward of one generation."""
-    from r1train.rollout import native
+    from r1train.rollout import steps
 
     seen = []
-    real = native.stage_forward
-    monkeypatch.setattr(native, "stage_forward", lambda m, x, **rest: seen.append(tuple(x.shape)) or real(m, x, **rest))
+    real = steps.stage_forward
+    monkeypatch.setattr(steps, "stage_forward", lambda m, x, **rest: seen.append(tuple(x.shape)) or real(m, x, **rest))
     generate(model, **options)
     return seen
 

@@ -6,6 +6,7 @@ import pytest
 from shapes import DEEPSEEK, DENSE
 from tiny import MODEL, config
 
+from r1train.config.schema_model import TokenMergingConfig
 from r1train.plan.ranks import parameters_of_stages
 from r1train.plan.shape import count_parameters
 
@@ -16,6 +17,7 @@ MODELS = {
     "two_shared": replace(MODEL, num_shared_experts=2),
     "all_dense_but_one": replace(MODEL, num_dense_layers=2),
     "no_shared": replace(MODEL, num_shared_experts=0),
+    "merged_tokens": replace(MODEL, token_merging=TokenMergingConfig(first_layer=1, last_layer=2, window=3)),
     **DEEPSEEK,
     **DENSE,
 }

@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from shapes import DENSE
@@ -68,8 +69,14 @@ class StandIn:
     """vLLM's LLM, as far as the engine calls it; answers every request with tokens 5, 6 and <|eos|>."""
 
     arguments: dict
+    new_runner: bool = True
     model: Joined = field(default_factory=Joined)
     calls: list[str] = field(default_factory=list)
+    drawn: list[float] = field(default_factory=list)
+
+    @property
+    def llm_engine(self) -> SimpleNamespace:
+        return SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=self.new_runner))
 
     def wake_up(self) -> None:
         self.calls.append("wake_up")
@@ -83,9 +90,17 @@ class StandIn:
     def apply_model(self, function) -> list:
         return [function(self.model)]
 
+    def collective_rpc(self, method: str, kwargs: dict) -> list:
+        assert method == "reload_weights"
+        self.calls.append(method)
+        return [self.model.load_weights(kwargs["weights_iterator"])]
+
     def generate(self, inputs, requests, use_tqdm) -> list:
         self.calls.append(f"generate {len(inputs)}")
-        assert len({request["seed"] for request in requests}) == len(requests)
+        seeds = {request["seed"] for request in requests}
+        assert seeds == {None} or len(seeds) == len(requests)
+        self.drawn.append(torch.rand(()).item())
+        self.requests = requests
         logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in (5, 6, 1)]
         return [SimpleNamespace(outputs=[Output([5, 6, 1], logprobs)]) for _ in inputs]
 
@@ -132,8 +147,7 @@ def test_transformers_computes_the_same_with_what_is_pushed(model, tmp_path):
 
 @pytest.fixture
 def engine(model, monkeypatch, tmp_path):
-    from dataclasses import replace
-
+    from r1train.config.schema_eval import EvalConfig
     from r1train.config.schema_rl import RolloutConfig
     from r1train.rollout import vllm
 
@@ -146,10 +160,14 @@ def engine(model, monkeypatch, tmp_path):
         max_response_tokens=6,
         batch_size=8,
         push_mib=1,
+        fp8=tmp_path.name.startswith("test_fp8"),
     )
-    options = SimpleNamespace(**vars(replace(cfg, run_dir=tmp_path)), rollout=rollout)
+    evaluation = EvalConfig(
+        problems_per_task=1, samples_per_problem=1, temperature=0.0, top_p=1.0, max_response_tokens=9
+    )
+    options = SimpleNamespace(**vars(replace(cfg, run_dir=tmp_path)), rollout=rollout, eval=evaluation)
     package = SimpleNamespace(LLM=lambda **arguments: StandIn(arguments), SamplingParams=lambda **fields: fields)
-    monkeypatch.setattr(vllm, "import_vllm", lambda: package)
+    monkeypatch.setattr(vllm, "import_vllm", lambda fp8: package)
     return vllm.VllmEngine(options, module, Tokens())
 
 
@@ -227,12 +245,119 @@ def test_an_engine_that_forgot_its_policy_stops_the_run(engine):
         engine.generate(prompts(), PARAMS, policy_version=1)
 
 
+def test_the_older_runner_gets_one_seed_for_all_and_leaves_the_trainers_numbers_alone(engine):
+    """Seeds of single requests would be drawn one by one in every step there."""
+    engine.generate(prompts(), PARAMS, policy_version=1)
+    llm = engine._llm
+    assert None not in {request["seed"] for request in llm.requests}
+    llm.new_runner = False
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    drawn = []
+    for name in ("push", "push", "another"):
+        engine.generate(prompts(), replace(PARAMS, name=name), policy_version=1)
+        drawn.append(llm.drawn[-1])
+    assert {request["seed"] for request in llm.requests} == {None}
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_engine_has_room_for_what_evaluations_ask(engine):
+    """12 tokens of a prompt, 6 of a rollout's response and 9 of an evaluation's."""
+    engine.generate(prompts(), PARAMS, policy_version=1)
+    assert engine._llm.arguments["max_model_len"] == 21
+
+
+def test_a_tokenizer_without_an_end_lets_every_response_go_on(engine):
+    engine._tokenizer.eos_id = -1
+    engine.generate(prompts(), PARAMS, policy_version=1)
+    assert {(tuple(one["stop_token_ids"]), one["ignore_eos"]) for one in engine._llm.requests} == {((), True)}
+
+
+def test_a_rank_without_prompts_takes_part_in_the_push_only(engine):
+    assert engine.generate([], PARAMS, policy_version=1) == []
+    assert engine._llm.calls == ["reset_prefix_cache", "sleep 1"]
+
+
+@pytest.mark.parametrize("model", ["deepseek"], indirect=True)
+def test_fp8_pushes_what_an_fp8_export_holds(engine):
+    """Names, types and values of the exporter, but for the MTP layer and its copies; the sums cover scales, too."""
+    from r1train.convert.export_plan import FP8, hf_tensors
+    from r1train.convert.fp8 import dequantise, quantise
+    from r1train.rollout.push import full_weights, served_entries
+
+    engine.generate(prompts(), PARAMS, policy_version=3)
+    llm, model = engine._llm, engine._cfg.model
+    assert llm.calls == ["reload_weights", "reset_prefix_cache", "generate 10", "sleep 1"]
+    sent = {name: tensor for parts in llm.model.parts.values() for name, tensor in parts.items()}
+    mtp = f"model.layers.{model.num_layers}."
+    stored = [item for one in hf_tensors(served_entries(model), FP8) for item in one.stored()]
+    exported = {name: dtype for name, dtype, _ in stored if not name.startswith(mtp)}
+    assert sent.keys() == exported.keys()
+    in_fp8 = {name for name, tensor in sent.items() if tensor.dtype == FP8}
+    assert in_fp8 == {name for name, dtype in exported.items() if dtype == FP8}
+    assert "model.layers.1.self_attn.kv_b_proj.weight" in in_fp8 and "lm_head.weight" not in in_fp8
+    plain = dict(full_weights(engine._module, model, dtype=torch.float32))
+    for name in in_fp8:
+        values, scale = quantise(plain[name])
+        assert torch.equal(sent[name].view(torch.uint8), values.flatten().view(torch.uint8)), name
+        assert torch.equal(sent[f"{name}_scale_inv"], scale.flatten())
+        error = dequantise(values, scale, first_row=0, dtype=torch.float32) - plain[name]
+        assert error.norm() < 0.05 * plain[name].norm()
+    written = json.loads((engine._cfg.run_dir / "engine" / "rank_00000" / "config.json").read_text())
+    assert written["quantization_config"]["weight_block_size"] == [128, 128]
+
+
+@pytest.mark.parametrize("model", ["deepseek"], indirect=True)
+def test_fp8_values_that_change_after_the_push_stop_the_run(engine, monkeypatch):
+    from r1train.rollout.push import PushFailed
+
+    load = Joined.load_weights
+
+    def corrupt(model, weights):
+        load(model, weights)
+        name = "model.layers.1.self_attn.o_proj.weight"
+        model.parts[name][name].view(torch.uint8)[7] ^= 1
+
+    monkeypatch.setattr(Joined, "load_weights", corrupt)
+    with pytest.raises(PushFailed, match="differ from the trainer's in 1/float8_e4m3fn"):
+        engine.generate(prompts(), PARAMS, policy_version=2)
+
+
+def test_experts_that_nobody_recorded_stop_the_run():
+    """Two layers, three experts a token: 0 everywhere is what a kernel leaves that does not record."""
+    from r1train.rollout.vllm import RoutesMissing, check_routes
+
+    good = np.array([[[3, 1, 2], [0, 2, 1]]] * 4, dtype=np.int16)
+    check_routes(good, 4)
+    with pytest.raises(RoutesMissing, match="the same expert twice"):
+        check_routes(np.zeros_like(good), 4)
+    with pytest.raises(RoutesMissing, match="experts of 4 of 5 tokens"):
+        check_routes(good, 5)
+
+
 def test_without_vllm_the_error_names_the_extra(monkeypatch):
     from r1train.rollout.vllm import import_vllm
 
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(EnvironmentProblem, match=r"r1train\[vllm\]"):
         import_vllm()
+
+
+def test_vllm_is_told_of_the_allocator_and_of_fp8_when_it_is_imported(monkeypatch):
+    from r1train.rollout.vllm import import_vllm
+
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "VLLM_USE_DEEP_GEMM", "VLLM_ENABLE_V1_MULTIPROCESSING")
+    for name in (*names, "VLLM_ALLOW_INSECURE_SERIALIZATION"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    import_vllm()
+    assert [os.environ.get(name) for name in names] == ["expandable_segments:True", None, "0"]
+    import_vllm(fp8=True)
+    assert os.environ["VLLM_USE_DEEP_GEMM"] == "0"
 
 
 def test_a_request_has_a_seed_of_its_own():

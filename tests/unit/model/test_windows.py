@@ -91,6 +91,7 @@ def test_all_null_is_no_window(device):
 def test_decoding_is_the_training_forward(device, prefill):
     """Logits of every position: a prefill of some tokens, then one by one, against one forward without a cache."""
     from r1train.model.decode import empty_cache, rotary_angles, stage_forward
+    from r1train.model.decode_slots import Slots
 
     model = build(device, WINDOWS, YARN_MODEL)
     tokens = torch.randint(3, 64, (2, LENGTH), generator=torch.Generator().manual_seed(4))
@@ -100,6 +101,6 @@ def test_decoding_is_the_training_forward(device, prefill):
         cache = empty_cache(model, sequences=2, capacity=LENGTH, device=device.torch_device)
         rotary, parts = rotary_angles(model, LENGTH), []
         for start, end in [(0, prefill), *((i, i + 1) for i in range(prefill, LENGTH))]:
-            span = {"positions": places[:, start:end], "visible": end, "rotary": rotary}
-            parts.append(stage_forward(model, tokens[:, start:end], cache=cache, **span))
+            slots = Slots.at(places[:, start:end], rotary, visible=end)
+            parts.append(stage_forward(model, tokens[:, start:end], cache=cache, slots=slots))
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from r1train.__main__ import main
 from r1train.config.load import compose_tree, load_config
-from r1train.config.schema_model import AnyModelConfig
+from r1train.config.schema_model import AnyModelConfig, TokenMergingConfig
 from r1train.config.validate import build
 from r1train.plan.compute import flops_per_token
 from r1train.plan.memory import rank_bytes
@@ -72,6 +72,8 @@ def test_active_counts(name, main_inside, active, active_without_embedding, acti
         ("smollm2_135m", 134_515_008),
         ("qwen2_5_1_5b", 1_543_714_304),
         ("qwen2_5_7b", 7_615_616_512),
+        ("qwen2_5_math_1_5b", 1_543_714_304),
+        ("qwen2_5_math_7b", 7_615_616_512),
         ("qwen2_5_14b", 14_770_033_664),
         ("qwen2_5_32b", 32_763_876_352),
         ("llama3_1_8b", 8_030_261_248),
@@ -126,6 +128,19 @@ def test_windows_take_flops_away():
     every = flops_per_token(tiny, seq_length=8, mtp=True)
     some = flops_per_token(replace(tiny, attention_windows=(2, None, 8)), seq_length=8, mtp=True)
     assert every - some == pytest.approx(3 * 2 * 4 * (48 + 16) * (4 - 1.75))
+
+
+def test_merged_tokens_take_flops_away():
+    """Tiny's two MoE layers once per four tokens: a quarter of their weights, a sixteenth of their scores."""
+    tiny = model("tiny")
+    merged = replace(tiny, token_merging=TokenMergingConfig(first_layer=2, last_layer=3, window=4))
+    counts, hidden = count_parameters(tiny), tiny.hidden_size
+    moe_layers = counts.active - 2 * counts.embedding - hidden - counts.dense_layer
+    every, some = (flops_per_token(one, seq_length=8, mtp=True) for one in (tiny, merged))
+    scores = 2 * 4 * (48 + 16) * 4
+    spared = 6 * moe_layers * 3 / 4 + 3 * 2 * scores * 15 / 16
+    assert every - some == pytest.approx(spared - 6 * 2 * hidden)  # its own weights cost something
+    assert count_parameters(merged).total - counts.total == 2 * hidden
 
 
 def test_medium_flops_per_token():

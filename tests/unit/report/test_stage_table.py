@@ -50,7 +50,7 @@ def fill(root):
 def test_rows(tmp_path):
     fill(tmp_path)
     assert stage_rows(tmp_path, STEPS) == [
-        ("prepare data", "-", "-", "2.0", "-", "-", "-", "-", "-", ""),
+        ("prepare data", "-", "-", "2.0", "-", "-", "-", "-", "-", "-", ""),
         (
             "cold-start SFT",
             "1,200",
@@ -59,11 +59,12 @@ def test_rows(tmp_path):
             "0.5123",
             "2.000",
             "41.2 % (36.0 to 46.7)",
+            "200 x 4",
             "98.5 %",
             "31.3",
             "",
         ),
-        ("GRPO 1", "-", "-", "-", "-", "-", "-", "-", "-", "-"),
+        ("GRPO 1", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"),
     ]
 
 
@@ -76,7 +77,7 @@ def test_printed_table(tmp_path):
     text = stream.getvalue()
     order = [text.index(step.title) for step in STEPS]
     assert order == sorted(order)
-    for piece in ("accuracy (pass@1)", "41.2 % (36.0 to 46.7)", "1,228,800", "mean response tokens"):
+    for piece in ("200 x 4", "41.2 % (36.0 to 46.7)", "1,228,800", "mean response tokens"):
         assert piece in text
     assert text.rstrip().endswith("peak memory of all processes: 3.46 GB (5 processes, pss)")
 

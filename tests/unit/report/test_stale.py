@@ -11,7 +11,7 @@ from r1train.errors import StaleRun
 from r1train.log.manifest import read_manifest, write_manifest
 from r1train.log.result import StageResult, write_result
 from r1train.report.lineage import lineage, node_line
-from r1train.stages.lineage import begin_manifest, deciding, finish_manifest
+from r1train.stages.lineage import begin_manifest, config_reasons, deciding, finish_manifest
 from r1train.stages.stale import check_run, refuse, set_aside, stale_steps
 
 STEPS = (
@@ -256,3 +256,11 @@ def test_paths_do_not_decide_and_lists_do():
     # A kind that nobody has listed: everything but places.
     other = {"stage": {"name": "new"}, "evaluate_after": False, "root": "r", "rl": {"kl_coef": 0.1}}
     assert deciding(other) == {"stage.name": "new", "evaluate_after": False, "rl.kl_coef": 0.1}
+
+
+def test_a_key_of_a_newer_version_decides_only_where_it_is_set():
+    stage = {"stage": {"name": "pretrain"}, "evaluate_after": False}
+    then = {**stage, "model": {"hidden_size": 8}}
+    assert config_reasons(then, {**stage, "model": {"hidden_size": 8, "token_merging": None}}) == []
+    (reason,) = config_reasons(then, {**stage, "model": {"hidden_size": 8, "token_merging": {"window": 4}}})
+    assert reason == "model.token_merging.window was absent, is now 4"

@@ -18,6 +18,7 @@ from r1train.rl.carried import CarriedLost, Shard, carried_by_all, read_carried,
 from r1train.rl.dynamic_sampling import Rollout, ScoredGroup
 from r1train.rl.pieces import Flight, from_rows, has_ended, is_whole, joined, requests, to_rows
 from r1train.rollout.types import Group, Sample
+from r1train.train.state import TrainState
 
 PROMPT = Prompt("p7", "gsm8k", "1+2?", "3", {}, (0, 3, 4))
 BUDGET = 8
@@ -165,7 +166,7 @@ class Run:
         cfg = load_config(
             ["experiment=tiny", "stage=grpo", "stage.init_from=x", f"root={tmp_path}", mode, *sizes], check_files=False
         )
-        self.trainer = SimpleNamespace(cfg=cfg, state=SimpleNamespace(step=0, position=0))
+        self.trainer = SimpleNamespace(cfg=cfg, state=TrainState())
         self.drawn: list[tuple[int, int, int]] = []
         monkeypatch.setattr(orders, "roll_out", self.roll_out)
         monkeypatch.setattr(carried.Shard, "here", staticmethod(lambda: FIRST))
@@ -180,7 +181,7 @@ class Run:
 
     def updates(self, rollout: Rollout) -> None:
         state = self.trainer.state
-        self.trainer.state = SimpleNamespace(step=state.step + 2, position=state.position + rollout.asked)
+        self.trainer.state = replace(state, step=state.step + 2, position=state.position + rollout.asked)
 
 
 @pytest.fixture

@@ -164,12 +164,22 @@ def test_limits_name_gauge_value_and_limit():
     assert beyond_limits({"flipped_experts_share": 0.3}, StopIf(flipped_experts_share_above=0.25)) == [
         "flipped_experts_share = 0.3 is above 0.25 (rl.stop_if.flipped_experts_share_above)"
     ]
+    rewards = StopIf(reward_below=-0.25, grader_errors_above=0, response_tokens_above=30.0)
+    assert beyond_limits({"reward": -0.25, "grader_errors": 0.0, "response_tokens": 30.0}, rewards) == []
+    assert beyond_limits({"reward": -0.5, "grader_errors": 1.0, "response_tokens": 31.0}, rewards) == [
+        "response_tokens = 31 is above 30 (rl.stop_if.response_tokens_above)",
+        "grader_errors = 1 is above 0 (rl.stop_if.grader_errors_above)",
+        "reward = -0.5 is below -0.25 (rl.stop_if.reward_below)",
+    ]
     assert GaugeStop.exit_code == 1
     assert set(vars(replace(limits))) == {
         "logprob_gap_mean_above",
         "logprob_gap_max_above",
         "logprob_gap_k3_above",
         "truncated_share_above",
+        "response_tokens_above",
+        "grader_errors_above",
+        "reward_below",
         "flipped_experts_share_above",
         "entropy_below",
         "kl_above",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,9 @@ from r1train.data.prompts import Prompt
 from r1train.reward.base import Score
 from r1train.reward.preference import with_preferences
 from r1train.reward.score import Scorer
-from r1train.rl.late import late_prompts_count
+from r1train.rl import ask
+from r1train.rl.late import late_prompts_count, with_late_start
+from r1train.train.state import TrainState
 
 HELPFUL = PreferenceConfig(
     name="helpful", checkpoint="x", weight=0.5, scored="summary", from_step=3, tasks=("general",)
@@ -52,6 +55,43 @@ def test_late_prompts_begin_with_their_update():
     late = "stage.late_prompts={prompts: general.jsonl, share: 0.5, from_step: 7}"
     cfg = load_config([*overrides, late], check_files=False)
     assert [late_prompts_count(cfg, step) for step in (1, 6, 7, 12)] == [False, False, True, True]
+
+
+@pytest.fixture
+def late_cfg():
+    """Late prompts join with update 7; a rollout serves two updates."""
+    late = "stage.late_prompts={prompts: general.jsonl, share: 0.5, from_step: 7}"
+    sizes = "stage.minibatches_per_step=2"
+    return load_config(["experiment=tiny", "stage=grpo", "stage.init_from=x", late, sizes], check_files=False)
+
+
+def test_position_of_the_late_prompts_belongs_to_the_state(late_cfg):
+    """Rollouts of 70 prompts; the one for updates 7 and 8 is the first with late prompts, and stays it."""
+    state, found = TrainState(), []
+    for rollout in range(6):
+        state = with_late_start(late_cfg, state)
+        found.append(state.late_from)
+        state = replace(state, step=2 * rollout + 2, position=70 * (rollout + 1))
+    assert found == [None, None, None, 210, 210, 210]
+    assert with_late_start(late_cfg, TrainState(step=6, position=210)).late_from == 210, "the same after a resume"
+    assert TrainState(6, 5, 210, 70).after_step(tokens=3, samples=4) == TrainState(7, 8, 214, 70)
+
+
+def test_what_a_rollout_asks(late_cfg, monkeypatch):
+    """One that is drawn ahead of its updates begins the late prompts itself; later ones know where they began."""
+    asked = []
+    monkeypatch.setattr(ask.parallel_state, "get_data_parallel_rank", lambda: 1)
+    monkeypatch.setattr(ask.parallel_state, "get_data_parallel_world_size", lambda: 2)
+
+    def take(position, count, *, late):
+        asked.append((position, late))
+        return list(range(position, position + count))
+
+    sampler = SimpleNamespace(prompts=SimpleNamespace(take=take))
+    for turn in (ask.Turn(4, 140), ask.Turn(6, 210), ask.Turn(8, 280, 210)):
+        found = ask.prompts_of_turn(late_cfg, sampler, turn, start=4, count=4)
+        assert found == {5: turn.position + 5, 7: turn.position + 7}
+    assert asked == [(144, None), (214, 210), (284, 210)]
 
 
 @pytest.mark.parametrize("response", ["<think>so</think><answer>a poem</answer>", "no format at all"])

@@ -62,6 +62,8 @@ def test_rows_and_report(tmp_path):
     rows, report = run(tmp_path)
     assert [row["id"] for row in rows] == ["a/0", "a/2", "b/2"]
     assert rows[1]["provenance"] == {
+        "source": "sampled",
+        "model": "tiny",
         "checkpoint": "runs/rl1/checkpoints/step_00000012",
         "policy_version": 12,
         "sample": 2,
@@ -69,7 +71,9 @@ def test_rows_and_report(tmp_path):
         "temperature": 1.0,
         "score": 3.0,
         "tokens": 12,
-        "rewritten": False,
+        "judge": None,
+        "rewriter": None,
+        "reviewed": None,
     }
     assert (rows[1]["prompt_id"], rows[1]["prompt"], rows[1]["parts"]) == ("a", "a?", PARTS)
     assert report == {
@@ -99,7 +103,7 @@ def test_near_copies_and_evaluation_sets(tmp_path):
 def test_judge(tmp_path, monkeypatch):
     answers(monkeypatch, {"a/0": '{"verdict": "correct"}', "a/2": '{"verdict": "incorrect"}'})
     rows, report = run(tmp_path, f"stage.judge={JUDGE}")
-    assert [row["id"] for row in rows] == ["a/0"]
+    assert [(row["id"], row["provenance"]["judge"]) for row in rows] == [("a/0", "m")]
     assert (report["removed"]["judge: incorrect"], report["removed"]["judge: no verdict"]) == (1, 1)
     assert report["judge"] == {"ok": 2, "time-out": 1}
 
@@ -109,7 +113,7 @@ def test_rewriting(tmp_path, monkeypatch):
     answers(monkeypatch, {"a/0": better, "a/2": better.replace("7", "8")})
     rows, report = run(tmp_path, f"stage.rewrite={JUDGE}")
     assert [row["response"] for row in rows] == [better, SAMPLES[0][2].text, SAMPLES[1][2].text]
-    assert [row["provenance"]["rewritten"] for row in rows] == [True, False, False]
+    assert [row["provenance"]["rewriter"] for row in rows] == ["m", None, None]
     assert report["rewrite"] == {"ok": 1, "time-out": 2}
 
 
@@ -118,17 +122,35 @@ def test_review_stops_and_continues(tmp_path):
         run(tmp_path, "stage.review=true")
     path = tmp_path / "reject" / "review.jsonl"
     assert not (path.parent / "sft.jsonl").exists()
-    path.write_text(path.read_text().replace("pending", "accept", 1).replace("pending", "reject"))
+    path.write_text(
+        path.read_text().replace("pending", "accept", 1).replace("pending", "edit", 1).replace("short", "brief")
+    )
+    path.write_text(path.read_text().replace("pending", "reject"))
     rows, report = run(tmp_path, "stage.review=true")
-    assert [row["id"] for row in rows] == ["a/0"] and report["review"] == {"accept": 1, "reject": 2}
+    assert [(row["id"], row["provenance"]["reviewed"]) for row in rows] == [("a/0", "accept"), ("a/2", "edit")]
+    assert report["review"] == {"accept": 1, "edit": 1, "reject": 1} and "brief" in rows[1]["response"]
 
 
 def test_mixing(tmp_path):
     other = [{"id": f"o{number}", "prompt": "hi", "response": "hello"} for number in range(10)]
+    other[3]["provenance"] = {"model": "v3"}
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     rows, report = run(tmp_path, f"stage.mix={tmp_path}/other.jsonl", "stage.mix_share=0.25")
     assert len(rows) == 4 and rows[3]["id"].startswith("o")
     assert (report["mixed in"], report["mixed share"], report["mix wanted"]) == (1, 0.25, 1)
+    path, line = f"{tmp_path}/other.jsonl", int(rows[3]["id"][1:]) + 1
+    assert line > 1, "the choice is not the first row, so the line below is one that was counted"
+    where = {
+        "source": "mixed in",
+        "file": path,
+        "line": line,
+        "seed": 1234,
+        "before": other[line - 1].get("provenance"),
+    }
+    assert rows[3] == {**other[line - 1], "provenance": where}
+    rows, _ = run(tmp_path, f"stage.mix={tmp_path}/other.jsonl")
+    assert [row["provenance"]["line"] for row in rows[3:]] == list(range(1, 11))
+    assert [row["provenance"]["before"] for row in rows[3:8]] == [None, None, None, {"model": "v3"}, None]
     (tmp_path / "other.jsonl").write_text(json.dumps({**other[0], "id": "a/0"}) + "\n")
     with pytest.raises(DataError, match="1 ids occur more than once, for example .'a/0'."):
         run(tmp_path, f"stage.mix={tmp_path}/other.jsonl")

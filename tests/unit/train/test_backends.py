@@ -26,7 +26,6 @@ def with_apex(monkeypatch):
 
 def test_flex_falls_back_with_a_line(monkeypatch):
     monkeypatch.setattr(probe, "deep_ep_problem", lambda: "No module named 'deep_ep'")
-    monkeypatch.setattr(backends, "deep_ep_problem", probe.deep_ep_problem)
     assert probe.usable_dispatcher("flex") == "alltoall"
     assert backends.slow_choices(*run(dispatcher="flex")) == [
         "dispatcher flex falls back to alltoall: DeepEP cannot be used (No module named 'deep_ep')"
