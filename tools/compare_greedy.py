@@ -43,11 +43,9 @@ class Compared:
 
 
 @torch.no_grad()
-def greedy(
-    prompts: list[list[int]], budgets: list[int], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
+def greedy(prompts: list[list[int]], budgets: list[int], model: PreTrainedModel, eos: int) -> list[list[int]]:
     """Transformers' answers to prompts that are padded to one length, each of at most its budget of tokens."""
-    longest, eos = max(map(len, prompts)), tokenizer.eos_token_id
+    longest = max(map(len, prompts))
     ids = torch.tensor([[eos] * (longest - len(one)) + one for one in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=model.device)
     made = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=max(budgets), pad_token_id=eos)
@@ -63,10 +61,13 @@ def compare(groups: list[Group], model: PreTrainedModel, tokenizer: PreTrainedTo
         list(tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False)) for one in messages
     ]
     stored = [group.samples[0].tokens.tolist() for group in groups]
-    made = greedy(prompts, list(map(len, stored)), model, tokenizer)
+    # What ends generation; a tokenizer's own end token can be another.
+    ends = model.generation_config.eos_token_id
+    eos = ends[0] if isinstance(ends, list) else ends
+    made = greedy(prompts, list(map(len, stored)), model, eos)
     compared = []
     for group, prompt, ours, theirs in zip(groups, prompts, stored, made, strict=True):
-        ended = theirs[-1] == tokenizer.eos_token_id
+        ended = theirs[-1] == eos
         text = tokenizer.decode(theirs[: len(theirs) - int(ended)], clean_up_tokenization_spaces=False)
         same_prompt = tuple(prompt) == group.prompt.token_ids
         place = next((at for at, pair in enumerate(itertools.zip_longest(ours, theirs)) if pair[0] != pair[1]), None)

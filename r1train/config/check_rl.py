@@ -24,12 +24,12 @@ def checkpoints_fall_between_rollouts(cfg: RunConfig) -> list[Problem]:
     ]
 
 
-def generation_without_tensor_parallelism(cfg: RunConfig) -> list[Problem]:
+def vllm_without_tensor_parallelism(cfg: RunConfig) -> list[Problem]:
     generates = isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
-    if not generates or cfg.parallel.tp == 1:
+    if not generates or cfg.parallel.tp == 1 or cfg.rollout.engine == "native":
         return []
-    what = "the native engine generates over data, expert and pipeline parallel ranks only"
-    return [Problem("parallel.tp", cfg.parallel.tp, what, "1 for stages that generate; checkpoints fit any layout")]
+    what = "what is pushed to vLLM comes from data, expert and pipeline parallel ranks only"
+    return [Problem("parallel.tp", cfg.parallel.tp, what, "1, or rollout.engine=native; checkpoints fit any layout")]
 
 
 def group_has_two_samples(cfg: RunConfig) -> list[Problem]:
@@ -236,7 +236,7 @@ def reward_weights_count(cfg: RunConfig) -> list[Problem]:
 
 RULES = (
     checkpoints_fall_between_rollouts,
-    generation_without_tensor_parallelism,
+    vllm_without_tensor_parallelism,
     group_has_two_samples,
     clip_and_kl_not_negative,
     kl_estimator_has_a_gradient,

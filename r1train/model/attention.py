@@ -37,7 +37,9 @@ class LatentAttention(MLASelfAttention):
     def _qkv_down_projection(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         q_latent, kv = super()._qkv_down_projection(hidden_states)
         if kv.shape[-1] != self.config.kv_lora_rank + self.config.qk_pos_emb_head_dim:
-            kv = scatter_to_sequence_parallel_region(gather_from_tensor_model_parallel_region(kv))
+            kv = gather_from_tensor_model_parallel_region(kv)
+            if self.config.sequence_parallel:  # off while tokens are generated (model/decode_parallel.py)
+                kv = scatter_to_sequence_parallel_region(kv)
         return q_latent, kv
 
 

@@ -4,6 +4,8 @@ Legend: s new tokens per sequence, b sequences, h hidden.
 """
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
@@ -19,12 +21,16 @@ from r1train.model.token_cache import TokenCache
 def empty_cache(
     model: R1Model, *, sequences: int, capacity: int, device: torch.device, routes: bool = False
 ) -> TokenCache:
-    """Room for `capacity` tokens of each sequence in this pipeline stage's layers; routes: for their experts, too."""
+    """Room for `capacity` tokens of each sequence in this pipeline stage's layers; routes: for their experts, too.
+
+    Tensor-parallel ranks hold latents whole, and of keys and values those of their own heads.
+    """
     config = model.config
     if config.multi_latent_attention:
         width = config.kv_lora_rank + config.qk_pos_emb_head_dim
     else:
-        width = 2 * config.num_query_groups * config.kv_channels
+        tp_size = parallel_state.get_tensor_model_parallel_world_size()
+        width = 2 * (config.num_query_groups // tp_size) * config.kv_channels
     shape = (len(model.decoder.layers), sequences, capacity, width)
     cache = TokenCache.empty(shape, dtype=config.params_dtype, device=device)
     if not routes:
@@ -80,4 +86,4 @@ def stage_forward(
 def next_token_logits(model: R1Model, hidden: torch.Tensor) -> torch.Tensor:
     """Last stage: hidden [b, h] of one position per sequence -> logits [b, vocabulary], float32."""
     logits, _ = model.head()(hidden[None])
-    return logits[0].float()
+    return gather_from_tensor_model_parallel_region(logits)[0].float()

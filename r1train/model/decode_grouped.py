@@ -22,7 +22,7 @@ def grouped_attention(
     groups, width = key.shape[2:]
     entries = cache.entries[layer][:, : slots.hidden.shape[-1]].unflatten(-1, (2, groups, width))
     keys, values = entries.unbind(dim=2)  # [b, t, g, d]
-    scores = torch.einsum("sbgmd,btgd->bgmst", query.unflatten(2, (groups, -1)), keys).float() * width**-0.5
+    scores = torch.einsum("sbgmd,btgd->bgmst", query.unflatten(2, (groups, -1)), keys).float().mul_(width**-0.5)
     weights = scores.masked_fill_(slots.hidden[:, None], float("-inf")).softmax(dim=-1).to(values.dtype)
     output, _ = attention.linear_proj(torch.einsum("bgmst,btgd->sbgmd", weights, values).flatten(2))
     return output

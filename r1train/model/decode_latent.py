@@ -52,7 +52,7 @@ def absorbed_attention(
     q_absorbed = torch.cat([torch.einsum("sbnd,ndc->sbnc", q_nope, w_uk), q_rope], dim=-1)
 
     entries = cache.entries[layer][:, : slots.hidden.shape[-1]]  # [b, t, c + r]
-    scores = torch.einsum("sbnw,btw->bnst", q_absorbed, entries).float() * attention.softmax_scale
+    scores = torch.einsum("sbnw,btw->bnst", q_absorbed, entries).float().mul_(attention.softmax_scale)
     weights = scores.masked_fill_(slots.hidden, float("-inf")).softmax(dim=-1).to(entries.dtype)
     mixed = torch.einsum("bnst,btc->sbnc", weights, entries[..., : config.kv_lora_rank])
     output, _ = attention.linear_proj(torch.einsum("sbnc,nec->sbne", mixed, w_uv).flatten(2))

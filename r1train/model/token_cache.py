@@ -49,8 +49,12 @@ class TokenCache:
 
     def first(self, count: int) -> "TokenCache":
         """A view of the first `count` sequences."""
-        routes = None if self.routes is None else self.routes[:count]
-        return TokenCache(self.entries[:, :count], self.lengths[:count], routes)
+        return self.between(0, count)
+
+    def between(self, start: int, stop: int) -> "TokenCache":
+        """A view of sequences [start, stop)."""
+        routes = None if self.routes is None else self.routes[start:stop]
+        return TokenCache(self.entries[:, start:stop], self.lengths[start:stop], routes)
 
     def keep(self, chosen: torch.Tensor) -> "TokenCache":
         """The chosen sequences, int64 [n], moved to the front (in place); a view of them."""

@@ -13,8 +13,9 @@ from r1train.data.tokenizer import Tokenizer
 from r1train.reward.base import Score
 from r1train.reward.preference import Preference
 from r1train.reward.score import Scorer
+from r1train.rl.carried import Shard
 from r1train.rl.dynamic_sampling import Rollout, ScoredGroup, collect
-from r1train.rl.gather import common_places, gather_objects
+from r1train.rl.gather import common_places, from_first_tensor_rank, gather_objects
 from r1train.rl.late import late_prompts_count, preferred
 from r1train.rl.overlong import shaped_score
 from r1train.rl.watch import RolloutWatcher
@@ -127,7 +128,7 @@ def scored_groups(
     turn: Turn,
 ) -> list[ScoredGroup]:
     """The groups in order, with what reward models and the length rule add to their scores. Collective."""
-    scores = preferred(groups, scores, sampler.preferences, step=turn.step + 1)
+    scores = from_first_tensor_rank(preferred(groups, scores, sampler.preferences, step=turn.step + 1))
     budget, rule = cfg.rollout.max_response_tokens, cfg.rl.overlong
     return [
         ScoredGroup(
@@ -147,8 +148,7 @@ def open_journal(trainer: Trainer, turn: Turn, params: SamplingParams) -> Journa
     cfg = trainer.cfg
     if not cfg.rollout.store_groups:
         return None
-    dp_rank, pp_rank = parallel_state.get_data_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
-    name = f"step_{turn.step:08d}_dp_{dp_rank:04d}_pp_{pp_rank:02d}.part.jsonl"
+    name = f"step_{turn.step:08d}_{Shard.here().name}.part.jsonl"
     return Journal(
         cfg.run_dir / "rollouts" / name,
         params,
@@ -172,8 +172,8 @@ def sampling(cfg: RunConfig, turn: Turn, *, attempt: int) -> SamplingParams:
 
 
 def store_rollout(cfg: RunConfig, rollout: Sequence[ScoredGroup], turn: Turn) -> None:
-    """This rank's samples and scores in <run>/rollouts, one file per rollout; a repeated rollout replaces its file."""
-    if not parallel_state.is_pipeline_last_stage():
+    """This replica's samples and scores in <run>/rollouts, one file per rollout; a repeated one replaces its file."""
+    if not parallel_state.is_pipeline_last_stage() or parallel_state.get_tensor_model_parallel_rank() > 0:
         return
     rank = parallel_state.get_data_parallel_rank()
     path = cfg.run_dir / "rollouts" / f"step_{turn.step:08d}_dp_{rank:04d}.jsonl"

@@ -25,12 +25,14 @@ class CarriedLost(R1TrainError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Whose samples: every pipeline stage of a data-parallel rank draws the same, but knows its own layers' experts."""
+    """Whose samples: every rank of a replica draws the same, but a pipeline stage knows its own layers' experts."""
 
     dp_rank: int
     dp_size: int
     pp_rank: int
     pp_size: int
+    tp_rank: int = 0
+    tp_size: int = 1
 
     @staticmethod
     def here() -> "Shard":
@@ -39,7 +41,15 @@ class Shard:
             parallel_state.get_data_parallel_world_size(),
             parallel_state.get_pipeline_model_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_world_size(),
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_world_size(),
         )
+
+    @property
+    def name(self) -> str:
+        """For files of this rank alone."""
+        name = f"dp_{self.dp_rank:04d}_pp_{self.pp_rank:02d}"
+        return name if self.tp_size == 1 else f"{name}_tp_{self.tp_rank:02d}"
 
 
 def write_carried(run_dir: Path, shard: Shard, rows: Rows, *, step: int, now: int) -> None:
@@ -52,7 +62,7 @@ def write_carried(run_dir: Path, shard: Shard, rows: Rows, *, step: int, now: in
     lines = [json.dumps(row) + "\n" for row in [asdict(shard), *rows]]
     write_atomically(_path(run_dir, shard, step), "".join(lines))
     kept = {path.name for path in checkpoints(run_dir)}
-    for path in folder.glob(f"step_*_{_name(shard)}"):
+    for path in folder.glob(f"step_*_{shard.name}.jsonl"):
         if path.name[:13] not in kept and int(path.name[5:13]) < now:
             path.unlink()
 
@@ -65,7 +75,7 @@ def read_carried(run_dir: Path, shard: Shard, *, step: int) -> Rows | None:
             raise ValueError(f"{path} is not there, but other ranks' files are")
         return None
     header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    if header != asdict(shard):
+    if Shard(**header) != shard:
         raise ValueError(f"{path} was written with {header['dp_size']} data-parallel ranks")
     return rows
 
@@ -95,9 +105,5 @@ def _step(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _name(shard: Shard) -> str:
-    return f"dp_{shard.dp_rank:04d}_pp_{shard.pp_rank:02d}.jsonl"
-
-
 def _path(run_dir: Path, shard: Shard, step: int) -> Path:
-    return _folder(run_dir) / f"{_step(step)}_{_name(shard)}"
+    return _folder(run_dir) / f"{_step(step)}_{shard.name}.jsonl"

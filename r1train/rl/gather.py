@@ -8,9 +8,10 @@ from megatron.core import parallel_state
 
 
 def gather_objects(local: Any) -> list[Any]:
-    """What each data-parallel rank brings, in the order of the ranks, as the last pipeline stage knows it. Collective.
+    """What each data-parallel rank brings, in the order of the ranks, as one rank of its replica knows it. Collective.
 
-    Stages generate the same samples, but each has its own graders: decisions that all have to share come from one.
+    Ranks of one replica generate the same samples, but each has its own graders: decisions that all have to share come
+    from the last pipeline stage and the first tensor-parallel rank.
     """
     group = parallel_state.get_data_parallel_group()
     parts: list[Any] = [None] * group.size()
@@ -19,14 +20,26 @@ def gather_objects(local: Any) -> list[Any]:
     if stages.size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         torch.distributed.broadcast_object_list(parts, src=last, group=stages)
-    return parts
+    return from_first_tensor_rank(parts)
+
+
+def from_first_tensor_rank[T](value: T) -> T:
+    """The value of the replica's first tensor-parallel rank: one loss is computed by all of them. Collective."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    box = [value]
+    if group.size() > 1:
+        torch.distributed.broadcast_object_list(box, src=torch.distributed.get_global_rank(group, 0), group=group)
+    return box[0]
 
 
 def common_places(places: set[int]) -> set[int]:
-    """The places that every pipeline stage of this data-parallel rank brings: stages sample together. Collective."""
-    stages = parallel_state.get_pipeline_model_parallel_group()
-    parts: list[Any] = [None] * stages.size()
-    torch.distributed.all_gather_object(parts, places, group=stages)
+    """The places that every rank of this replica brings: its stages and tensor-parallel ranks sample together.
+
+    Collective.
+    """
+    replica = parallel_state.get_model_parallel_group()
+    parts: list[Any] = [None] * replica.size()
+    torch.distributed.all_gather_object(parts, places, group=replica)
     return set.intersection(*parts)
 
 

@@ -1,19 +1,21 @@
 """Generation on the training weights themselves: no second copy, nothing to synchronise."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist.comm import largest_counts
-from r1train.model.decode import next_token_logits
+from r1train.model.decode_parallel import whole_sequences
 from r1train.model.gpt import R1Model
 from r1train.model.replay import recording
-from r1train.model.token_cache import TokenCache
 from r1train.rollout.engine import SamplingParams, Watcher
-from r1train.rollout.live import Job, LiveRows, in_blocks
+from r1train.rollout.live import Job, LiveRows
+from r1train.rollout.prefill import Prefill
 from r1train.rollout.sampling import noise_of
 from r1train.rollout.steps import Decoder, choose_steps
 from r1train.rollout.types import Group, Sample
@@ -39,10 +41,11 @@ class _Run:
 
 
 class NativeEngine:
-    """Continuous batching over a cache, on data, expert and pipeline parallel ranks (not tensor parallel).
+    """Continuous batching over a cache, on data, expert, pipeline and tensor parallel ranks.
 
-    Ranks of one expert group run every forward together, so all ranks make as many steps as the busiest. A sample does
-    not depend on what else is decoded with it: its random numbers are its own.
+    Ranks that hold one replica of the model together (its stages, and tensor-parallel ranks) are asked the same. Ranks
+    of one expert group run every forward together, so all ranks make as many steps as the busiest. A sample does not
+    depend on what else is decoded with it: its random numbers are its own.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class NativeEngine:
         record_routes = record_routes and model.config.num_moe_experts is not None
         self._decoder = Decoder(model, tokenizer, record_routes=record_routes)
         self._device = self._decoder.device
+        self._nobody = self._prefill_of([(tokenizer.bos_id,)])
         # Public, so that a tool can say which kind it measured.
         self.steps = choose_steps(self._decoder, batch_size=batch_size, cuda_graphs=cuda_graphs)
         self._check_every = check_every or (1 if self._device.type == "cpu" else 8)
@@ -80,7 +84,7 @@ class NativeEngine:
         waiting = deque(Job(place, index, prompt) for place, prompt in enumerate(prompts) for index in indices)
         longest = max((len(prompt.token_ids) for prompt in prompts), default=1)
         run = _Run(params, policy_version, watcher, waiting, [{} for _ in prompts], longest)
-        with recording(self._model, wanted=self._decoder.record_routes):
+        with recording(self._model, wanted=self._decoder.record_routes), whole_sequences(self._model):
             self._decode(run)
         run.live = None
         self.steps.close()
@@ -93,12 +97,16 @@ class NativeEngine:
         """Until every sample of every rank ended: take finished samples out, fill free rows, draw a token per row."""
         while True:
             self._harvest(run)
-            wanted = self._wanted(run)
-            busy, filling = largest_counts([len(run.waiting) + (run.live.active if run.live else 0), wanted])
+            jobs = list(islice(run.waiting, self._wanted(run)))
+            prefill = self._prefill_of(job.prompt.token_ids for job in jobs)
+            busy = len(run.waiting) + (run.live.active if run.live else 0)
+            busy, forwards = largest_counts([busy, len(prefill.pieces)])
             if not busy:
                 return
-            if filling:
-                self._fill(run, [run.waiting.popleft() for _ in range(wanted)])
+            if forwards:
+                for _ in jobs:
+                    run.waiting.popleft()
+                self._fill(run, jobs, prefill if jobs else self._nobody, forwards=forwards)
                 continue
             assert run.live is not None
             run.live.make_room(self._check_every)
@@ -129,14 +137,14 @@ class NativeEngine:
         few = free * REFILL_SHARE < rows and free < rows
         return 0 if few else min(len(run.waiting), free)
 
-    def _fill(self, run: _Run, jobs: list[Job]) -> None:
+    def _fill(self, run: _Run, jobs: list[Job], prefill: Prefill, *, forwards: int) -> None:
         """Compute the prompts of these samples and draw their first tokens; ranks without any compute for the others.
 
         A rank without work decodes one throw-away token stream, because its experts are needed.
         """
-        prompts = list(dict.fromkeys(job.prompt.token_ids for job in jobs))
-        cache, logits = self._prefill(prompts or [(self._tokenizer.bos_id,)])
-        row_of = {token_ids: row for row, token_ids in enumerate(prompts)}
+        feed_forward = self.steps.feed_forward
+        cache, logits = prefill.run(self._decoder, self._tokenizer, feed_forward=feed_forward, forwards=forwards)
+        row_of = {token_ids: row for row, token_ids in enumerate(prefill.prompt_ids)}
         repeat = torch.tensor([row_of[job.prompt.token_ids] for job in jobs] or [0], device=self._device)
         noise = noise_of([(job.prompt.id, job.index) for job in jobs], run.params).to(self._device)
         new = LiveRows.fresh(jobs, cache.rows(repeat), noise)
@@ -147,22 +155,8 @@ class NativeEngine:
         elif jobs:
             run.live.refill(run.live.free[: len(jobs)], new)
 
-    def _prefill(self, prompt_ids: list[tuple[int, ...]]) -> tuple[TokenCache, torch.Tensor | None]:
-        """Cache of every prompt, and the next token's logits on the last stage."""
-        lengths = [len(ids) for ids in prompt_ids]
-        longest = max(lengths)
-        padded = [[*ids, *[self._tokenizer.pad_id] * (longest - len(ids))] for ids in prompt_ids]
-        tokens = torch.tensor(padded, device=self._device)
-        cache = self._decoder.empty_cache(len(prompt_ids), in_blocks(longest + 1))
-        positions = torch.arange(longest, device=self._device).expand(len(prompt_ids), -1)
-        slots = self._decoder.slots(positions, visible=longest)
-        hidden = self._decoder.forward(tokens, cache, slots, self.steps.feed_forward(tokens.numel()))
-        # Right padding of a short prompt lies in slots that its response overwrites before they are visible.
-        ends = torch.tensor(lengths, device=self._device)
-        cache = cache.with_lengths(ends)
-        if hidden is None:
-            return cache, None
-        return cache, next_token_logits(self._model, hidden[ends - 1, torch.arange(len(lengths), device=self._device)])
+    def _prefill_of(self, prompt_ids: Iterable[tuple[int, ...]]) -> Prefill:
+        return Prefill.of(prompt_ids, heads=self._decoder.heads)
 
     def _samples(self, live: LiveRows, ended: list[tuple[int, int]], version: int) -> list[tuple[Job, Sample]]:
         """The ended (row, tokens) as samples: one transfer of each tensor for all of them."""

@@ -15,6 +15,7 @@ from r1train.data.tokenizer import Tokenizer
 from r1train.dist import pipeline
 from r1train.model.decode import empty_cache, next_token_logits, rotary_angles, stage_forward
 from r1train.model.decode_experts import FeedForward, dispatched, every_expert, every_expert_pays
+from r1train.model.decode_parallel import from_first_tensor_rank
 from r1train.model.decode_slots import Slots
 from r1train.model.gpt import R1Model
 from r1train.model.token_cache import TokenCache
@@ -37,6 +38,8 @@ class Decoder:
         self.model = model
         self.device = next(model.parameters()).device
         self.record_routes = record_routes
+        # Query heads of this rank.
+        self.heads = model.config.num_attention_heads // parallel_state.get_tensor_model_parallel_world_size()
         self.rotary = rotary_angles(model, 1)
         self._eos_id = tokenizer.eos_id
 
@@ -80,7 +83,7 @@ class Decoder:
         self.draw(live, None if hidden is None else next_token_logits(self.model, hidden[0]), params)
 
     def draw(self, live: LiveRows, logits: torch.Tensor | None, params: SamplingParams) -> None:
-        """The next token of every row, known to every pipeline stage."""
+        """The next token of every row, known to every pipeline stage and tensor-parallel rank."""
         rows = len(live.age)
         if logits is None:
             tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
@@ -89,7 +92,8 @@ class Decoder:
             place = live.age.clamp(max=params.max_response_tokens - 1)[:, None]
             noise = live.noise.gather(1, place)[:, 0]
             tokens, logprobs = choose_tokens(logits, noise, temperature=params.temperature, top_p=params.top_p)
-        live.take(pipeline.from_last(tokens), pipeline.from_last(logprobs), eos_id=self._eos_id)
+        tokens, logprobs = (pipeline.from_last(from_first_tensor_rank(one)) for one in (tokens, logprobs))
+        live.take(tokens, logprobs, eos_id=self._eos_id)
 
 
 class Steps(Protocol):

@@ -47,7 +47,7 @@ def test_parameters_per_rank_are_the_planned_ones(results: Path, layout: str):
     assert found == [planned[pp_rank_of(cfg, rank)].total for rank in range(cfg.parallel.world_size)]
 
 
-@pytest.mark.parametrize("layout", ("single", "dp2", "pp2"))
+@pytest.mark.parametrize("layout", ("single", *LAYOUTS))
 def test_samples_and_their_logprobs(results: Path, layout: str):
     reference = load_ranks(results, "dense", "single")[0]["generated"]
     ranks = load_ranks(results, "dense", layout)
@@ -58,6 +58,6 @@ def test_samples_and_their_logprobs(results: Path, layout: str):
             assert sample.tokens.tolist() == expected.tokens.tolist()
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-5, rtol=0)
     forwards = [rank["forward"] for rank in ranks if rank["forward"]]
-    assert len(forwards) == {"single": 1, "dp2": 2, "pp2": 1}[layout]
+    assert len(forwards) == {"single": 1, "dp2": 2, "pp2": 1, "tp2": 2}[layout]
     for (prompt, index), logprobs in (item for forward in forwards for item in forward.items()):
         torch.testing.assert_close(torch.from_numpy(generated[prompt][index].logprobs), logprobs, atol=1e-5, rtol=0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from assembly import load_ranks
 
-LAYOUTS = ("single", "dp2", "ep2", "pp2", "pp2_ep2")
-SPREADS = ("first_rank_all", "every_other")  # "first_rank_all" leaves the second data-parallel rank without prompts
+LAYOUTS = ("single", "dp2", "ep2", "pp2", "tp2", "pp2_ep2", "tp2_ep2", "tp2_pp2")
+# "first_rank_all" leaves the second data-parallel rank without prompts; "in_pieces" cuts prompts into several forwards.
+SPREADS = ("first_rank_all", "every_other", "in_pieces")
 PROMPTS = ("p0", "p1", "p2", "p3", "p4")
 
 

@@ -25,13 +25,9 @@ def run(layout: str, device: Device, out: Path) -> dict:
     mine = micro_batches("uneven")[dp_rank::dp_size]
     trainer = build_trainer(cfg, device, total_steps=10)
     result: dict = {"parameters": sum(parameter.numel() for parameter in trainer.module.parameters())}
-    if layout != "tp2":  # the native engine is not for tensor parallelism
-        result["generated"] = gathered(
-            NativeEngine(trainer.module, Tokens(), batch_size=32).generate(
-                prompts()[dp_rank::dp_size], PARAMS, policy_version=1
-            )
-        )
-        result["forward"] = forward_logprobs(trainer.module, result["generated"])
+    engine = NativeEngine(trainer.module, Tokens(), batch_size=32)
+    result["generated"] = gathered(engine.generate(prompts()[dp_rank::dp_size], PARAMS, policy_version=1))
+    result["forward"] = forward_logprobs(trainer.module, result["generated"])
     stepped = train_step(trainer, mine, LmObjective())
     result |= {"grad_norm": stepped.grad_norm, "after_step": shards(trainer.module)}
     trainer = build_trainer(cfg, device, total_steps=10)

@@ -1,4 +1,4 @@
-"""Generation, with prompts spread and batched in two ways, and the training forward's logprobs of the same tokens."""
+"""Generation, prompts spread in three ways and batched in two, and the training forward's logprobs of the tokens."""
 
 from pathlib import Path
 
@@ -10,17 +10,18 @@ from r1train.dist.init import Device
 from r1train.model.build import build_model
 from r1train.model.gpt import R1Model
 from r1train.rl.objective import LogprobObjective
+from r1train.rollout import prefill
 from r1train.rollout.engine import SamplingParams
 from r1train.rollout.native import NativeEngine
 from r1train.rollout.types import Group, Sample
 from r1train.train.forward import MicroBatch, forward_only
 
-LAYOUTS = ("single", "dp2", "ep2", "pp2", "pp2_ep2")  # the native engine is not for tensor parallelism
+LAYOUTS = ("single", "dp2", "ep2", "pp2", "tp2", "pp2_ep2", "tp2_ep2", "tp2_pp2")
 PARAMS = SamplingParams(samples_per_prompt=4, temperature=0.8, top_p=0.95, max_response_tokens=24, seed=3, name="test")
 
 
 def gathered(groups: list[Group]) -> dict[str, tuple[Sample, ...]]:
-    """Samples of every rank by prompt id; ranks of one pipeline return the same groups."""
+    """Samples of every rank by prompt id; ranks of one replica return the same groups."""
     parts: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, groups)
     found: dict[str, tuple[Sample, ...]] = {}
@@ -34,6 +35,7 @@ def forward_logprobs(model: R1Model, samples: dict[str, tuple[Sample, ...]]) -> 
     """The training forward's logprobs of every response, on the last pipeline stage ({} elsewhere)."""
     rows = [(prompt, sample) for prompt in prompts() for sample in samples[prompt.id]]
     width = max(len(prompt.token_ids) + len(sample.tokens) for prompt, sample in rows)
+    width += width % 2  # tensor-parallel ranks cut it
     tokens = torch.full((len(rows), width + 1), Tokens.pad_id)
     for row, (prompt, sample) in enumerate(rows):
         ids = [*prompt.token_ids, *sample.tokens.tolist()]
@@ -57,9 +59,16 @@ def run(layout: str, device: Device, out: Path) -> dict:
     set_expert_bias(model)
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     everything = prompts()
-    spread = {"first_rank_all": everything if dp_rank == 0 else [], "every_other": everything[dp_rank::dp_size]}
+    spread = {
+        "first_rank_all": everything if dp_rank == 0 else [],
+        "every_other": everything[dp_rank::dp_size],
+        # With a bound that cuts prompts, and less to compute on the second data-parallel rank.
+        "in_pieces": everything if dp_size == 1 else everything[3 * dp_rank : 3 * dp_rank + 3],
+    }
+    bound = prefill.SCORE_BYTES
     result: dict = {"generated": {}, "routes": {}, "pp_rank": parallel_state.get_pipeline_model_parallel_rank()}
     for name, mine in spread.items():
+        prefill.SCORE_BYTES = 4 * 4 * 20 if name == "in_pieces" else bound
         for batch_size in (32, 3):
             engine = NativeEngine(model, Tokens(), batch_size=batch_size, record_routes=True)
             groups = engine.generate(mine, PARAMS, policy_version=9)
@@ -68,5 +77,6 @@ def run(layout: str, device: Device, out: Path) -> dict:
             result["routes"][name, batch_size] = {
                 (sample.prompt_id, sample.index): sample.routes for group in groups for sample in group.samples
             }
+    prefill.SCORE_BYTES = bound
     result["forward"] = forward_logprobs(model, result["generated"]["every_other", 32])
     return result
