@@ -9,9 +9,8 @@ from r1train.config.schema import RunConfig
 from r1train.data.prompts import Prompt
 from r1train.reward.score import Scorer
 from r1train.rl.ask import Sampler, Turn, roll_out
-from r1train.rl.batch import train_samples
 from r1train.rollout.vllm import VllmEngine
-from r1train.stages.grpo import Policy, advantages, open_policy, split, update, with_logprobs
+from r1train.stages.grpo import Policy, minibatches_of, open_policy, update
 from r1train.stages.session import Session, session
 from r1train.stages.training import build_engine
 
@@ -22,8 +21,8 @@ class SamePrompts:
     def __init__(self, prompts: list[Prompt]):
         self._prompts = prompts
 
-    def take(self, position: int, count: int, *, late: bool) -> list[Prompt]:
-        assert count == len(self._prompts) and not late, count
+    def take(self, position: int, count: int, *, late: int | None) -> list[Prompt]:
+        assert count == len(self._prompts) and late is None, count
         return list(self._prompts)
 
 
@@ -45,14 +44,11 @@ def grpo_steps(cfg: RunConfig, prompts: list[Prompt]) -> Times:
 
 
 def one_step(job: Session, policy: Policy, sampler: Sampler, times: Times) -> None:
-    cfg, trainer = job.cfg, policy.trainer
+    trainer = policy.trainer
     started = clock()
     rollout = roll_out(trainer, sampler, Turn(trainer.state.step, 0))
     rolled_out = clock()
-    groups = [one.group for one in rollout.chosen]
-    samples = train_samples(groups, advantages(rollout.chosen, cfg), cfg.rl.overlong)
-    (part,) = split(samples, cfg, step=trainer.state.step)
-    packed = with_logprobs(job, policy, part)
+    (packed,) = minibatches_of(job, policy, rollout)
     prepared = clock()
     update(policy, packed, samples=rollout.asked)
     ended = clock()

@@ -25,8 +25,7 @@ def checkpoints_fall_between_rollouts(cfg: RunConfig) -> list[Problem]:
 
 
 def vllm_without_tensor_parallelism(cfg: RunConfig) -> list[Problem]:
-    generates = isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
-    if not generates or cfg.parallel.tp == 1 or cfg.rollout.engine == "native":
+    if not cfg.generates or cfg.parallel.tp == 1 or cfg.rollout.engine == "native":
         return []
     what = "what is pushed to vLLM comes from data, expert and pipeline parallel ranks only"
     return [Problem("parallel.tp", cfg.parallel.tp, what, "1, or rollout.engine=native; checkpoints fit any layout")]

@@ -1,16 +1,14 @@
 """Rules about generation engines and routing replay."""
 
-from r1train.config.schema import EvaluateStage, GrpoStage, RejectStage, RunConfig
-from r1train.config.schema_model import DenseModelConfig, ModelConfig
+from r1train.config.schema import GrpoStage, RunConfig
+from r1train.config.schema_model import FP8_BLOCK, DenseModelConfig, ModelConfig
 from r1train.errors import Problem
-
-FP8_BLOCK = 128  # side of DeepSeek's blocks; convert/fp8.py, which this layer cannot import
 
 
 def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
     """What vLLM needs, and what its numbers would mean something else with."""
     rollout = cfg.rollout
-    if rollout.engine != "vllm" or not _generates(cfg):
+    if rollout.engine != "vllm" or not cfg.generates:
         return []
     problems = []
     if cfg.cluster.device == "cpu":
@@ -31,7 +29,7 @@ def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
 def fp8_engine_fits(cfg: RunConfig) -> list[Problem]:
     """vLLM's FP8 kernels take whole blocks, and CUDA graphs would keep what MLA derives from the weights before."""
     rollout, key = cfg.rollout, "rollout.fp8"
-    if not rollout.fp8 or not _generates(cfg):
+    if not rollout.fp8 or not cfg.generates:
         return []
     if rollout.engine != "vllm":
         what = "the native engine computes with the training weights as they are"
@@ -106,10 +104,6 @@ def asynchrony_fits(cfg: RunConfig) -> list[Problem]:
         what = "groups are trained on in the order of their prompts once they are whole; none is left out"
         problems.append(Problem("rl.sampling.keep", cfg.rl.sampling.keep, what, f"all, or another {key}.mode"))
     return problems
-
-
-def _generates(cfg: RunConfig) -> bool:
-    return isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
 
 
 RULES = (vllm_can_serve, fp8_engine_fits, asynchrony_fits, routing_can_be_replayed)

@@ -1,7 +1,7 @@
 """Rules about what a layout can be combined with: virtual stages, context parallelism, overlap, recompute, offload."""
 
 from r1train.config.layout import micro_batch_rounds, parse_layout, virtual_stages
-from r1train.config.schema import EvaluateStage, GrpoStage, PretrainStage, RejectStage, RunConfig, SftStage
+from r1train.config.schema import GrpoStage, PretrainStage, RunConfig, SftStage
 from r1train.config.schema_model import ModelConfig
 from r1train.config.schema_samples import RewardModelStage
 from r1train.errors import Problem
@@ -45,7 +45,7 @@ def virtual_stages_need_rounds(cfg: RunConfig) -> list[Problem]:
 
 def nothing_is_generated_over_virtual_stages(cfg: RunConfig) -> list[Problem]:
     """The native engine walks through one chunk per rank."""
-    if _virtual_stages(cfg) == 1 or not _generates(cfg):
+    if _virtual_stages(cfg) == 1 or not cfg.generates:
         return []
     what = "the native engine cannot generate with several stages per pipeline rank"
     fix = f"a layout of {cfg.parallel.pp} stages for this stage of the schedule, and evaluate_after=false"
@@ -60,7 +60,7 @@ def context_parallelism_fits(cfg: RunConfig) -> list[Problem]:
     if cfg.cluster.device == "cpu":
         what = "attention over a cut sequence is Transformer Engine's, but cluster.device is cpu"
         return [Problem("parallel.cp", parallel.cp, what, "1, or a cluster with cuda")]
-    if _generates(cfg):
+    if cfg.generates:
         what = f"stage {cfg.stage.name} generates or weighs whole samples, which context parallelism cuts"
         return [Problem("parallel.cp", parallel.cp, what, "1 (tp cuts long samples, too), evaluate_after=false")]
     if isinstance(cfg.stage, SftStage) and _virtual_stages(cfg) > 1:
@@ -166,10 +166,6 @@ def rl_memory_can_move(cfg: RunConfig) -> list[Problem]:
         what = "optimizer state is in host memory already (optim.cpu_offload_fraction)"
         problems.append(Problem("rl.offload_during_rollout", True, what, "false, or optim.cpu_offload_fraction=0"))
     return problems
-
-
-def _generates(cfg: RunConfig) -> bool:
-    return isinstance(cfg.stage, GrpoStage | RejectStage | EvaluateStage) or cfg.evaluate_after
 
 
 def _virtual_stages(cfg: RunConfig) -> int:

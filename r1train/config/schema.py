@@ -182,5 +182,10 @@ class RunConfig:
     schedule: ScheduleConfig
 
     @property
+    def generates(self) -> bool:
+        """Whether this stage draws samples, for training or for an evaluation."""
+        return self.evaluate_after or isinstance(self.stage, GrpoStage | RejectStage | EvaluateStage)
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.root) / self.step

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+FP8_BLOCK = 128  # rows and columns of DeepSeek's FP8 blocks (V3 report section 3.3.2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class YarnConfig:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from r1train.config.schema_model import FP8_BLOCK
 from r1train.convert.carry import carry_files, tokenizer_of_run, write_our_tokenizer
 from r1train.convert.export_plan import FP8, HfTensor, check_tensors, hf_tensors, model_of_run, split_into_files
-from r1train.convert.fp8 import BLOCK, quantise, squared_error
+from r1train.convert.fp8 import quantise, squared_error
 from r1train.convert.hf_export_config import model_to_hf
 from r1train.convert.names import AnyModel, entries
 from r1train.convert.records import Records
@@ -98,7 +99,7 @@ class ExportJob:
         Rows begin at multiples of 128.
         """
         elements = min(_BLOCK_ELEMENTS, self.buffer_bytes // _BYTES_PER_ELEMENT)
-        step = max(1, elements // math.prod(tensor.shape[1:]) // BLOCK) * BLOCK
+        step = max(1, elements // math.prod(tensor.shape[1:]) // FP8_BLOCK) * FP8_BLOCK
         for start in range(0, tensor.shape[0], step):
             yield start, self._rows(tensor, start, min(tensor.shape[0], start + step))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from r1train.convert.fp8 import BLOCK, SCALE_SUFFIX, dequantise, scale_shape
+from r1train.config.schema_model import FP8_BLOCK
+from r1train.convert.fp8 import SCALE_SUFFIX, dequantise, scale_shape
 from r1train.convert.names import Entry
 from r1train.convert.safetensors_file import StoredTensor, read_header, read_rows
 from r1train.errors import CheckpointError
@@ -94,7 +95,7 @@ class HfFolder:
         if len(shape) != 2 or scale.shape != scale_shape(shape) or scale.dtype != torch.float32:
             return [
                 f"{name + SCALE_SUFFIX} has shape {list(scale.shape)} of {scale.dtype}, not one float32 per block of "
-                f"{BLOCK} x {BLOCK} of {list(shape)}"
+                f"{FP8_BLOCK} x {FP8_BLOCK} of {list(shape)}"
             ]
         return []
 
@@ -109,9 +110,9 @@ class HfFolder:
         values = read_rows(self.folder, tensor, start, stop)
         if tensor.dtype != torch.float8_e4m3fn:
             return values.to(dtype)
-        first = start // BLOCK
-        scale = read_rows(self.folder, self.scales[name], first, -(-stop // BLOCK))
-        return dequantise(values, scale, first_row=start - first * BLOCK, dtype=dtype)
+        first = start // FP8_BLOCK
+        scale = read_rows(self.folder, self.scales[name], first, -(-stop // FP8_BLOCK))
+        return dequantise(values, scale, first_row=start - first * FP8_BLOCK, dtype=dtype)
 
     def bytes(self) -> int:
         """All stored tensors."""

@@ -1,7 +1,8 @@
-"""Agreements between data-parallel ranks."""
+"""Agreements between ranks."""
 
 import torch
 from megatron.core import parallel_state
+from torch.distributed import ProcessGroup
 
 
 def largest_count(count: int) -> int:
@@ -15,3 +16,11 @@ def largest_counts(counts: list[int]) -> list[int]:
     group = parallel_state.get_data_parallel_group()
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
     return largest.tolist()
+
+
+def of_rank[T](value: T, src: int, group: ProcessGroup | None = None) -> T:
+    """The value that global rank `src` brings, on every rank of the group, by default of the job. Collective."""
+    box = [value]
+    if torch.distributed.get_world_size(group) > 1:
+        torch.distributed.broadcast_object_list(box, src=src, group=group)
+    return box[0]

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from r1train.config.schema import RunConfig
 from r1train.config.schema_eval import AnswerPlace
 from r1train.data.prompts import Prompt
+from r1train.dist.comm import of_rank
 from r1train.eval.extract import normal_form
 from r1train.eval.score import EvalReport, Outcome, make_report, write_report
 from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
@@ -54,9 +55,7 @@ def gather_groups[T](local: list[T]) -> list[T]:
 
 def agreed[T](value: T) -> T:
     """Rank 0's value, on every rank: what is on disk must not be read differently by different ranks. Collective."""
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    return of_rank(value, 0)
 
 
 def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Target) -> list[EvalReport]:

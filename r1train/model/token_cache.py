@@ -47,10 +47,6 @@ class TokenCache:
         routes = None if self.routes is None else self.routes[chosen]
         return TokenCache(self.entries[:, chosen], self.lengths[chosen], routes)
 
-    def first(self, count: int) -> "TokenCache":
-        """A view of the first `count` sequences."""
-        return self.between(0, count)
-
     def between(self, start: int, stop: int) -> "TokenCache":
         """A view of sequences [start, stop)."""
         routes = None if self.routes is None else self.routes[start:stop]
@@ -58,7 +54,7 @@ class TokenCache:
 
     def keep(self, chosen: torch.Tensor) -> "TokenCache":
         """The chosen sequences, int64 [n], moved to the front (in place); a view of them."""
-        kept = self.first(len(chosen))
+        kept = self.between(0, len(chosen))
         kept.take_over(self.rows(chosen), torch.arange(len(chosen), device=chosen.device))
         return kept
 

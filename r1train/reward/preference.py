@@ -16,6 +16,7 @@ from r1train.data.packing import best_fit
 from r1train.data.preferences import scored_text
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
+from r1train.dist.comm import of_rank
 from r1train.dist.init import Device
 from r1train.model.build import build_model
 from r1train.model.gpt import R1Model
@@ -69,13 +70,8 @@ def score_samples(model: R1Model, samples: list[Sample], packing: Packing) -> li
 
 
 def _from_last_stage(scores: list[float]) -> list[float]:
-    group = parallel_state.get_pipeline_model_parallel_group()
-    if group.size() == 1:
-        return scores
-    shared = [scores]
     last = parallel_state.get_pipeline_model_parallel_last_rank()
-    torch.distributed.broadcast_object_list(shared, src=last, group=group)
-    return shared[0]
+    return of_rank(scores, last, parallel_state.get_pipeline_model_parallel_group())
 
 
 class Preference:

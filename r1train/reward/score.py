@@ -58,10 +58,6 @@ class Scorer:
         self._grader = Grader(processes=cfg.grader_processes, timeout_s=cfg.grader_timeout_s)
         self._pending: dict[int, _Pending] = {}
 
-    def check_tasks(self, tasks: Iterable[str]) -> None:
-        """As the function check_tasks."""
-        check_tasks(self.cfg, tasks)
-
     def score(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """One Score per pair, in order: sum of weight * part, repetition subtracted (R1 sections 2.2 and 2.3.2).
 

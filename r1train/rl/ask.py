@@ -24,6 +24,7 @@ from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.journal import Journal
 from r1train.rollout.types import Group, append_rows, group_to_row
 from r1train.train.setup import Trainer
+from r1train.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Turn:
     step: int
     position: int
     late_from: int | None = None
+
+    @staticmethod
+    def of(state: TrainState) -> "Turn":
+        """The rollout that training in this state begins with."""
+        return Turn(state.step, state.position, state.late_from)
 
 
 @dataclass(frozen=True)

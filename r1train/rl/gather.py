@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from r1train.dist.comm import of_rank
+
 
 def gather_objects(local: Any) -> list[Any]:
     """What each data-parallel rank brings, in the order of the ranks, as one rank of its replica knows it. Collective.
@@ -17,19 +19,13 @@ def gather_objects(local: Any) -> list[Any]:
     parts: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(parts, local, group=group)
     stages = parallel_state.get_pipeline_model_parallel_group()
-    if stages.size() > 1:
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        torch.distributed.broadcast_object_list(parts, src=last, group=stages)
-    return from_first_tensor_rank(parts)
+    return from_first_tensor_rank(of_rank(parts, parallel_state.get_pipeline_model_parallel_last_rank(), stages))
 
 
 def from_first_tensor_rank[T](value: T) -> T:
     """The value of the replica's first tensor-parallel rank: one loss is computed by all of them. Collective."""
     group = parallel_state.get_tensor_model_parallel_group()
-    box = [value]
-    if group.size() > 1:
-        torch.distributed.broadcast_object_list(box, src=torch.distributed.get_global_rank(group, 0), group=group)
-    return box[0]
+    return of_rank(value, torch.distributed.get_global_rank(group, 0), group)
 
 
 def common_places(places: set[int]) -> set[int]:

@@ -27,8 +27,7 @@ class OnPolicy:
         self._trainer, self._sampler = trainer, sampler
 
     def take(self) -> Rollout:
-        state = self._trainer.state
-        return roll_out(self._trainer, self._sampler, Turn(state.step, state.position, state.late_from))
+        return roll_out(self._trainer, self._sampler, Turn.of(self._trainer.state))
 
 
 class OneStepOff:
@@ -43,8 +42,7 @@ class OneStepOff:
         """The rollout that was drawn last time, or at the very first a fresh one; draws the next one before."""
         cfg, state, stage = self._trainer.cfg, self._trainer.state, self._trainer.cfg.stage
         assert isinstance(stage, GrpoStage)
-        now = Turn(state.step, state.position, state.late_from)
-        rollout = self._next or roll_out(self._trainer, self._sampler, now)
+        rollout = self._next or roll_out(self._trainer, self._sampler, Turn.of(state))
         after = Turn(state.step + stage.minibatches_per_step, state.position + rollout.asked, state.late_from)
         self._next = None
         if after.step < stage.steps:

@@ -56,7 +56,7 @@ class Partial:
         """The first whole groups; asks as many new prompts as keep in_flight times the wanted groups under way."""
         cfg, state, stage = self._trainer.cfg, self._trainer.state, self._trainer.cfg.stage
         assert isinstance(stage, GrpoStage)
-        turn = Turn(state.step, state.position, state.late_from)
+        turn = Turn.of(state)
         wanted = stage.prompts_per_step * stage.minibatches_per_step
         self._trainer.gather_weights()
         asked = self._launch(turn, wanted)

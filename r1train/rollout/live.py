@@ -84,7 +84,7 @@ class LiveRows:
         parts = {name: vars(self)[name][:rows] for name in PER_ROW}
         wide = {name: parts[name][:, :budget] for name in ("noise", "tokens", "logprobs")}
         nobody = {"jobs": [None] * rows, "starts": [1] * rows, "ages": [0] * rows}
-        return LiveRows(**nobody, **parts | wide, cache=self.cache.first(rows))
+        return LiveRows(**nobody, **parts | wide, cache=self.cache.between(0, rows))
 
     def clear(self) -> None:
         """Forget everything that is on the device, in place."""

@@ -14,7 +14,7 @@ from r1train.dist.init import is_rank0
 from r1train.dist.seed import stream
 from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
-from r1train.reward.score import Scorer
+from r1train.reward.score import Scorer, check_tasks
 from r1train.rl.advantage import group_advantages
 from r1train.rl.age import policy_age
 from r1train.rl.ask import Sampler
@@ -63,7 +63,7 @@ def run(cfg: RunConfig) -> StageResult:
     """Alternate rollouts and updates until stage.steps updates are done; continues after the last checkpoint."""
     with session(cfg) as job, Scorer(cfg.reward) as scorer:
         prompts = open_prompts(cfg, job.tokenizer)
-        scorer.check_tasks(prompts.tasks)
+        check_tasks(cfg.reward, prompts.tasks)
         check_evals(job)
         policy = open_policy(job)
         trainer, stage = policy.trainer, cfg.stage

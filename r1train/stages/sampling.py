@@ -10,12 +10,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema_rl import RewardConfig
 from r1train.data.files import write_rows
 from r1train.data.prompts import Prompt, PromptSet
+from r1train.dist.comm import of_rank
 from r1train.dist.init import is_rank0
 from r1train.errors import DataError
 from r1train.eval.generate import local_part
@@ -94,17 +94,15 @@ def sample_missing(job: Session, asked: Asked) -> None:
 
 def _finished(job: Session, asked: Asked) -> set[str]:
     """Ids of the prompts that have samples, of this run and of its parts; known to every rank."""
-    found: list[object] = [None]
+    found: set[str] = set()
     if is_rank0():
         settings = _settings(asked, Path(job.cfg.stage.prompts))
         for folder in sample_folders(job.cfg.run_dir):
             _check_settings(folder, settings)
         _write_settings(job.cfg.run_dir / FOLDER, settings)
         samples = read_samples(job.cfg.run_dir)
-        found = [{candidates[0].prompt_id for candidates in samples.values()}]
-    torch.distributed.broadcast_object_list(found, src=0)
-    assert isinstance(found[0], set)
-    return found[0]
+        found = {candidates[0].prompt_id for candidates in samples.values()}
+    return of_rank(found, 0)
 
 
 def _sample_batch(engine: Engine, scorer: Scorer, asked: Asked, batch: list[int]) -> list[dict]:

@@ -7,6 +7,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
+from r1train.dist.comm import of_rank
 from r1train.errors import R1TrainError
 from r1train.train.balance import step_balance
 from r1train.train.forward import LossOutput, MicroBatch, Objective, forward_backward
@@ -83,18 +84,16 @@ def _apply_schedules(trainer: Trainer) -> float:
 
 def reduce_logs(outputs: list[LossOutput], device: torch.device) -> tuple[dict[str, float], int]:
     """Sums over micro-batches and data-parallel ranks, divided by the global token count, known to every rank."""
-    names: list[list[str]] = [sorted(outputs[0].logs) if outputs else []]
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
-    if pp_group.size() > 1:
-        torch.distributed.broadcast_object_list(names, src=last, group=pp_group)
-    sums = torch.zeros(len(names[0]) + 1, dtype=torch.float64, device=device)
+    names = of_rank(sorted(outputs[0].logs) if outputs else [], last, pp_group)
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     for output in outputs:
-        sums += torch.stack([*(output.logs[name].double() for name in names[0]), output.num_tokens.double()])
+        sums += torch.stack([*(output.logs[name].double() for name in names), output.num_tokens.double()])
     if parallel_state.is_pipeline_last_stage():
         torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if pp_group.size() > 1:
         torch.distributed.broadcast(sums, src=last, group=pp_group)
     values = sums.tolist()
     count = values.pop()
-    return {name: value / max(count, 1.0) for name, value in zip(names[0], values, strict=True)}, round(count)
+    return {name: value / max(count, 1.0) for name, value in zip(names, values, strict=True)}, round(count)

@@ -13,7 +13,7 @@ from r1train.errors import ConfigError, DataError, EnvironmentProblem
 from r1train.reward.grader import Grade, GradeItem, Grader
 from r1train.reward.isolation import Isolation
 from r1train.reward.jail import probe
-from r1train.reward.score import Scorer
+from r1train.reward.score import Scorer, check_tasks
 
 CFG = RewardConfig(name="t", accuracy=1.0, format=0.5, language=0.0, grader_timeout_s=8.0, grader_processes=2)
 FORMULA = Prompt(id="m", task="math", question="?", answer="x+1", metadata={}, token_ids=(0,))
@@ -80,7 +80,7 @@ def test_code_and_formulas_share_the_graders():
     code = Prompt(id="c", task="code", question="?", answer="", metadata=tests, token_ids=(0,))
     right, wrong, hangs = (f"```python\ndef twice(x): {body}\n```" for body in ("return 2 * x", "return 8.5", "exit()"))
     with Scorer(CFG) as scorer:
-        scorer.check_tasks({"code", "math"})
+        check_tasks(CFG, {"code", "math"})
         answers = [(code, right), (FORMULA, "x+1"), (code, wrong), (code, hangs), (FORMULA, "x")]
         scores = scorer.score([(prompt, response(answer)) for prompt, answer in answers])
     assert [score.value for score in scores] == [1.5, 1.5, 0.5, 0.5, 0.5]
@@ -88,9 +88,9 @@ def test_code_and_formulas_share_the_graders():
 
 def test_tasks_are_checked_at_the_start(monkeypatch):
     with pytest.raises(ConfigError, match="reward.grader_processes = 0: graders of code, math can hang"):
-        Scorer(dataclasses.replace(CFG, grader_processes=0)).check_tasks({"math", "code", "gsm8k"})
-    Scorer(dataclasses.replace(CFG, grader_processes=0)).check_tasks({"gsm8k"})
+        check_tasks(dataclasses.replace(CFG, grader_processes=0), {"math", "code", "gsm8k"})
+    check_tasks(dataclasses.replace(CFG, grader_processes=0), {"gsm8k"})
     monkeypatch.setattr("r1train.reward.score.probe", lambda: Isolation("none", "pretended"))
     with pytest.raises(EnvironmentProblem, match="pretended"):
-        Scorer(CFG).check_tasks({"code"})
-    Scorer(CFG).check_tasks({"math"})
+        check_tasks(CFG, {"code"})
+    check_tasks(CFG, {"math"})

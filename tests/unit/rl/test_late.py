@@ -11,7 +11,7 @@ from r1train.config.schema_reward import PreferenceConfig
 from r1train.data.prompts import Prompt
 from r1train.reward.base import Score
 from r1train.reward.preference import with_preferences
-from r1train.reward.score import Scorer
+from r1train.reward.score import Scorer, check_tasks
 from r1train.rl import ask
 from r1train.rl.late import late_prompts_count, with_late_start
 from r1train.train.state import TrainState
@@ -99,7 +99,7 @@ def test_open_task_has_no_accuracy(response):
     cfg = load_config(["experiment=tiny"], check_files=False).reward
     prompt = Prompt("g", "general", "Write a poem about the sea for me, please.", "-", {}, (0,))
     with Scorer(replace(cfg, language=0.0)) as scorer:
-        scorer.check_tasks({"general"})
+        check_tasks(scorer.cfg, {"general"})
         (score,) = scorer.score([(prompt, response)])
     assert score.error is None and set(score.parts) == {"format"}
     assert score.value == score.parts["format"] == float(response.startswith("<think>"))

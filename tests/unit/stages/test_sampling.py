@@ -59,7 +59,7 @@ def sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             "local_part": list,
             "gather_objects": lambda rows: [rows],
             "parallel_state": SimpleNamespace(get_data_parallel_world_size=lambda: 1),
-            "torch": SimpleNamespace(distributed=SimpleNamespace(broadcast_object_list=lambda found, src: None)),
+            "of_rank": lambda value, src: value,
             "StopSignal": lambda: SimpleNamespace(agreed=lambda: stop),
         }
         for name, fake in fakes.items():
