@@ -2,16 +2,16 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from r1train.config.schema_rl import RlConfig
 from r1train.model.gpt import R1Model
 from r1train.model.replay import Routing
-from r1train.rl.entropy import entropy_of_logits
 from r1train.rl.histogram import RatioHistogram
+from r1train.rl.label_logprobs import label_logprobs
 from r1train.rl.loss import SampleTokens, TokenLogprobs, token_loss
 from r1train.rl.segments import segment_ids
 from r1train.train.forward import LossOutput, MicroBatch
@@ -25,31 +25,28 @@ class _LogprobContext:
     temperature: float
 
 
-def _label_logprobs(
+def _both(
     *, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext
-) -> torch.Tensor:
-    """hidden [s, b, h] -> log-probability of each label [b, s], float32, of the tempered distribution."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden [s, b, h] -> log-probability of each label [b, s] and entropy [b, s] of the tempered distribution."""
     logits, _ = output_layer(hidden_states)
-    cross_entropy = vocab_parallel_cross_entropy(
-        logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous()
+    logprobs, entropies = label_logprobs(
+        logits,
+        context.labels.transpose(0, 1),
+        temperature=context.temperature,
+        group=parallel_state.get_tensor_model_parallel_group(),
     )
-    return -cross_entropy.transpose(0, 1)
+    return logprobs.transpose(0, 1), entropies.transpose(0, 1)
 
 
-def _label_logprobs_and_entropy(
-    *, hidden_states: torch.Tensor, output_layer: torch.nn.Module, context: _LogprobContext
-) -> torch.Tensor:
-    """hidden [s, b, h] -> [2, b, s], float32: log-probability of each label, and entropy, which has no gradient."""
-    logits, _ = output_layer(hidden_states)
-    # Before the cross entropy, whose kernels may work in place.
-    group = parallel_state.get_tensor_model_parallel_group()
-    entropy = entropy_of_logits(
-        logits, temperature=context.temperature, group=group if group.size() > 1 else None
-    ).transpose(0, 1)
-    cross_entropy = vocab_parallel_cross_entropy(
-        logits.float() / context.temperature, context.labels.transpose(0, 1).contiguous()
-    )
-    return torch.stack([-cross_entropy.transpose(0, 1), entropy])
+def _logprobs(**head: Any) -> torch.Tensor:
+    """[b, s], float32."""
+    return _both(**head)[0]
+
+
+def _logprobs_and_entropies(**head: Any) -> torch.Tensor:
+    """[2, b, s], float32; entropies have no gradient."""
+    return torch.stack(_both(**head))
 
 
 def _routes(batch: MicroBatch) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -62,7 +59,7 @@ class LogprobObjective:
     routing: what this pass does with the batches' extra "routes" and the routers' own choices; None: nothing.
     """
 
-    _output_processor = staticmethod(_label_logprobs)
+    _output_processor = staticmethod(_logprobs)
 
     def __init__(self, temperature: float, *, routing: Routing | None = None):
         self._temperature = temperature
@@ -93,7 +90,7 @@ class GrpoObjective(LogprobObjective):
     multiplied by that count (num_tokens) here.
     """
 
-    _output_processor = staticmethod(_label_logprobs_and_entropy)
+    _output_processor = staticmethod(_logprobs_and_entropies)
 
     def __init__(self, cfg: RlConfig, temperature: float, *, num_tokens: int, routing: Routing | None = None):
         super().__init__(temperature, routing=routing)

@@ -10,7 +10,6 @@ import torch
 from r1train.config.schema_rl import OverlongConfig, StopIf
 from r1train.data.prompts import Prompt
 from r1train.reward.base import Score
-from r1train.rl.entropy import entropy_of_logits
 from r1train.rl.histogram import RatioHistogram
 from r1train.rl.overlong import is_trained, overlong_penalty, shaped_score
 from r1train.rl.reflection import reflection_counts
@@ -29,23 +28,6 @@ def sample(length: int, *, text: str = "", finish: str = "eos", index: int = 0) 
         policy_version=0,
         text=text,
     )
-
-
-def test_entropy_by_hand():
-    # Uniform over 4: ln 4. One certain token: 0. (3/4, 1/4): ln 4 - 3/4 ln 3. Temperature 2 halves the logits.
-    logits = torch.tensor([[5.0, 5.0, 5.0, 5.0], [300.0, 0.0, 0.0, 0.0], [math.log(3.0), 0.0, -1e4, -1e4]])
-    expected = [math.log(4), 0.0, math.log(4) - 0.75 * math.log(3)]
-    assert entropy_of_logits(logits, temperature=1.0, group=None).tolist() == pytest.approx(expected, abs=1e-6)
-    assert entropy_of_logits(2 * logits, temperature=2.0, group=None).tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_entropy_in_chunks_without_a_gradient():
-    logits = torch.randn(7, 3, 50, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    whole = torch.distributions.Categorical(logits=logits / 0.7).entropy()
-    for chunk_values in (1, 160, 10**6):
-        found = entropy_of_logits(logits, temperature=0.7, group=None, chunk_values=chunk_values)
-        assert found.shape == (7, 3) and not found.requires_grad
-        torch.testing.assert_close(found, whole.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_ratio_quantiles():
