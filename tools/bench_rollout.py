@@ -4,11 +4,13 @@ python tools/bench_rollout.py --run runs/tiny/cold_start --rows 64 --prompts 32 
     [--export DIR] [--overrides experiment=tiny ...] [--out rates.jsonl]
 python tools/bench_rollout.py --prompt-tokens 40 --rows 512 --prompts 32 --samples 16 --tokens 120 \
     --overrides experiment=mini_grpo
+python tools/bench_rollout.py --prompt-tokens 100 --rows 256 --prompts 16 --samples 16 --tokens 256 --engines graphs \
+    --profile --overrides experiment=smollm2_grpo
 
 Every response has exactly --tokens tokens (with --natural they end when they end), the same prompts for every engine.
 One process; each engine in a process of its own. Without --run: initial weights and random prompts of --prompt-tokens
 tokens. --export: a folder of tools/export_hf.py, for transformers. Weights lie as RL has them, in one buffer, or
-(--weights evaluation) each by itself.
+(--weights evaluation) each by itself. --profile prints which kernels a step consists of, to stderr.
 """
 
 import argparse
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from r1train.data.prompts import Prompt
 
 WARM_UP = 1
+CHECK_EVERY = 8  # steps between looks at which samples ended, as NativeEngine's own number on a GPU
+SKIPPED_ROUNDS, PROFILED_ROUNDS = 4, 2  # of so many steps each
 
 
 class AnyText:
@@ -85,26 +89,58 @@ def native(args: argparse.Namespace, *, cuda_graphs: bool) -> dict:
     if args.weights == "training":
         wrap_chunks(cfg, [module])
     tokenizer, prompts = work(args, cfg.model.vocab_size)
-    engine = NativeEngine(module, tokenizer, batch_size=args.rows, record_routes=args.routes, cuda_graphs=cuda_graphs)
+    options = {"record_routes": args.routes, "cuda_graphs": cuda_graphs, "check_every": CHECK_EVERY}
+    engine = NativeEngine(module, tokenizer, batch_size=args.rows, **options)
 
-    def generate(repetition: int) -> int:
+    def generate(repetition: int, watcher: "Rounds | None" = None) -> int:
         params = SamplingParams(
             samples_per_prompt=args.samples,
-            temperature=1.0,
+            temperature=args.temperature,
             top_p=args.top_p,
             max_response_tokens=args.tokens,
             seed=0,
             name=f"bench/{repetition}",
         )
-        groups = engine.generate(prompts, params, policy_version=0)
+        groups = engine.generate(prompts, params, policy_version=0, watcher=watcher)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return sum(len(sample.tokens) for group in groups for sample in group.samples)
 
     found = measure(generate, args.repetitions)
+    if args.profile and device.type == "cuda":
+        print_kernels(lambda watcher: generate(args.repetitions, watcher))
     gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     name = torch.cuda.get_device_name() if gib else "cpu"
     return found | {"steps": type(engine.steps).__name__, "device": name, "peak_gib": gib}
+
+
+class Rounds:
+    """Tells a profiler after each round of steps, when the device has finished them (the engine has just looked)."""
+
+    def __init__(self, advance: Callable[[], None]):
+        self._advance = advance
+
+    def finished(self, *_: object) -> None:
+        pass
+
+    def poll(self) -> None:
+        self._advance()
+
+
+def print_kernels(generate: "Callable[[Rounds], int]") -> None:
+    """Kernels of some decode steps in the middle of a call: runs and microseconds per step, the longest first."""
+    from torch.profiler import ProfilerActivity, profile, schedule  # noqa: PLC0415
+
+    rounds = schedule(wait=SKIPPED_ROUNDS - 1, warmup=1, active=PROFILED_ROUNDS, repeat=1)
+    with profile(activities=[ProfilerActivity.CUDA], schedule=rounds) as profiler:
+        generate(Rounds(profiler.step))
+    steps = PROFILED_ROUNDS * CHECK_EVERY
+    kernels = [event for event in profiler.key_averages() if not event.key.startswith("ProfilerStep")]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    lines = [f"{one.self_device_time_total / steps:9.1f} {one.count / steps:7.1f}  {one.key[:140]}" for one in kernels]
+    runs, busy = sum(one.count for one in kernels) / steps, sum(one.self_device_time_total for one in kernels) / steps
+    head = f"{runs:.0f} kernels and {busy:.0f} us of kernels a step ({steps} steps)\n  us/step runs/step"
+    print("\n".join([head, *lines]), file=sys.stderr)
 
 
 def work(args: argparse.Namespace, vocab_size: int) -> "tuple[object, list[Prompt]]":
@@ -182,9 +218,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=40, help="of each response; the budget with --natural")
     parser.add_argument("--natural", action="store_true", help="responses end at <|eos|>")
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--routes", action="store_true", help="record experts, as RL does")
     parser.add_argument("--weights", choices=("training", "evaluation"), default="training", help="where they lie")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of a step, on a GPU")
     parser.add_argument("--repetitions", type=int, default=5, help="measured ones; one more comes first")
     parser.add_argument("--overrides", nargs="*", default=["experiment=tiny"], help="Hydra overrides: the model")
     parser.add_argument("--out", type=Path, help="file for one JSON object per engine")

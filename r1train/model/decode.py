@@ -41,12 +41,19 @@ def empty_cache(
     return TokenCache(cache.entries, cache.lengths, torch.zeros(places, dtype=dtype, device=device))
 
 
-def rotary_angles(model: R1Model, capacity: int) -> tuple[torch.Tensor, float]:
-    """Angles [capacity, rope width] of every position and the factor on cos and sin (1.0 unless YaRN asks for more)."""
+def rotation_table(model: R1Model, capacity: int) -> torch.Tensor:
+    """cos and sin of every position, [capacity, 2, rope width] in the model's dtype; the first half of sin negated.
+
+    Times a factor where YaRN asks for one; rounded as megatron-core's plain rotation does.
+    """
+    mscale = 1.0
     if model.config.multi_latent_attention:
         angles, mscale = model.decoder.layers[0].self_attention.rotary_pos_emb(capacity)
-        return angles[:, 0, 0], float(mscale)
-    return model.rotary_pos_emb(capacity)[:, 0, 0], 1.0
+    else:
+        angles = model.rotary_pos_emb(capacity)
+    table = torch.stack([angles[:, 0, 0].cos(), angles[:, 0, 0].sin()], dim=1).mul_(mscale)
+    table[:, 1, : table.shape[-1] // 2].neg_()
+    return table.to(model.config.params_dtype)
 
 
 def _layer_forward(
@@ -78,7 +85,7 @@ def stage_forward(
         seen = slots.within(window_of(block.self_attention.core_attention))
         hidden = _layer_forward(block, hidden, feed_forward, cache=cache, layer=index, slots=seen)
         if cache.routes is not None and isinstance(block.mlp, MoELayer):
-            cache.write_routes(expert_layer, slots.positions, block.mlp.router.tape.recorded)
+            cache.write_routes(expert_layer, slots, block.mlp.router.tape.recorded)
             expert_layer += 1
     return model.decoder.final_layernorm(hidden) if model.post_process else hidden
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from r1train.model.decode_slots import Slots
+
 
 @dataclass(frozen=True)
 class TokenCache:
@@ -11,7 +13,7 @@ class TokenCache:
 
     Slot t of a sequence holds its token t; slots from its length on hold nothing that is read. MLA keeps the normalised
     latent and the rotated RoPE key, nothing per head (V2 report section 2.1.2): DeepSeek-V3 576 values instead of
-    128 * (192 + 128) = 40,960. GQA keeps the rotated keys and the values of its key-value heads.
+    128 * (192 + 128) = 40,960. GQA keeps the rotated key and the value of each key-value head.
     routes [sequences, capacity, expert layers of this stage, experts per token], uint8 or int16: the experts that each
     token went to, where they are recorded, else None.
     """
@@ -29,18 +31,16 @@ class TokenCache:
         lengths = torch.zeros(shape[1], dtype=torch.int64, device=device)
         return TokenCache(torch.zeros(shape, dtype=dtype, device=device), lengths)
 
-    def write(self, layer: int, positions: torch.Tensor, values: torch.Tensor) -> None:
-        """Store values [sequences, s, width] at slots positions [sequences, s] (in place)."""
-        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        self.entries[layer][rows, positions] = values
+    def write(self, layer: int, slots: Slots, values: torch.Tensor) -> None:
+        """Store values [sequences, s, ...], whose last axes make up the width, at the new tokens' slots (in place)."""
+        self.entries[layer].unflatten(-1, values.shape[2:])[slots.rows, slots.positions] = values
 
-    def write_routes(self, layer: int, positions: torch.Tensor, experts: torch.Tensor) -> None:
-        """Store experts [s * sequences, k] of expert layer `layer` at slots positions [sequences, s] (in place)."""
+    def write_routes(self, layer: int, slots: Slots, experts: torch.Tensor) -> None:
+        """Store experts [s * sequences, k] of expert layer `layer` at the new tokens' slots (in place)."""
         assert self.routes is not None
-        sequences, count = positions.shape
-        rows = torch.arange(sequences, device=positions.device)[:, None]
+        sequences, count = slots.positions.shape
         of_sequence = experts.unflatten(0, (count, sequences)).transpose(0, 1)
-        self.routes[:, :, layer][rows, positions] = of_sequence.to(self.routes.dtype)
+        self.routes[:, :, layer][slots.rows, slots.positions] = of_sequence.to(self.routes.dtype)
 
     def rows(self, chosen: torch.Tensor) -> "TokenCache":
         """The chosen sequences, int64 [n]; a sequence may be chosen several times (samples that share a prompt)."""

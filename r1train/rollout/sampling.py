@@ -6,6 +6,8 @@ import torch
 from r1train.dist.seed import stream
 from r1train.rollout.engine import SamplingParams
 
+BLOCK = 256  # probabilities that are summed before the token is looked for
+
 
 def sample_noise(seed: int, name: str, *, prompt_id: str, index: int, count: int) -> np.ndarray:
     """Uniform numbers [count], float32, one per response token of one sample.
@@ -39,19 +41,43 @@ def choose_tokens(
         logprobs = torch.log_softmax(logits, dim=-1)
         greedy = logprobs.argmax(dim=-1)
         return greedy, logprobs.gather(1, greedy[:, None])[:, 0]
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    probabilities = torch.softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
     if top_p < 1.0:
-        ordered, tokens = logprobs.exp().sort(dim=-1, descending=True, stable=True)
+        ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
         mass = ordered.cumsum(dim=-1)
         # A token stays when the mass before it has not reached top_p: the first one always stays.
-        ordered = ordered.masked_fill(mass - ordered >= top_p, 0.0)
+        ordered = ordered.masked_fill_(mass - ordered >= top_p, 0.0)
+        chosen = tokens.gather(1, _place_of(ordered, noise))
     else:
-        ordered = logprobs.exp()
-        tokens = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
-    mass = ordered.double().cumsum(dim=-1)
-    total = mass[:, -1:].contiguous()
-    place = torch.searchsorted(mass, noise.double()[:, None] * total, right=True)
-    # Rounding may put the noise at the very end: the token whose mass completes the total takes it.
-    last = torch.searchsorted(mass, total)
-    chosen = tokens.gather(1, torch.minimum(place, last))
-    return chosen[:, 0], logprobs.gather(1, chosen)[:, 0]
+        chosen = _place_of(probabilities, noise)
+    return chosen[:, 0], probabilities.gather(1, chosen)[:, 0].log()
+
+
+def _place_of(mass: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """mass [b, V] float32, noise [b] -> the first place [b, 1] up to which more than noise * total lies.
+
+    Sums are in double. First the block of BLOCK places, from the sums of blocks; then the place in it: a running sum
+    over all places would take longer than all the rest.
+    """
+    rows, places = mass.shape
+    whole = places // BLOCK
+    blocks = mass[:, : whole * BLOCK].reshape(rows, whole, BLOCK).sum(dim=-1, dtype=torch.float64)
+    if whole * BLOCK < places:
+        rest = mass[:, whole * BLOCK :].sum(dim=-1, keepdim=True, dtype=torch.float64)
+        blocks = torch.cat((blocks, rest), dim=-1)
+    ends = blocks.cumsum(dim=-1)
+    wanted = noise.double()[:, None] * ends[:, -1:]
+    block = _first_above(ends, wanted)
+    before = ends.gather(1, (block - 1).clamp_(min=0)).masked_fill_(block == 0, 0.0)
+    inside = block * BLOCK + torch.arange(BLOCK, device=mass.device)  # [b, BLOCK]
+    within = mass.gather(1, inside.clamp(max=places - 1)).double().masked_fill_(inside >= places, 0.0)
+    return block * BLOCK + _first_above(before + within.cumsum(dim=-1), wanted)
+
+
+def _first_above(ends: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The first place [b, 1] where the running sum [b, n] exceeds what is wanted [b, 1].
+
+    Rounding may want the very end: the place that completes the sum takes it, never one without mass.
+    """
+    place = torch.searchsorted(ends, wanted, right=True)
+    return torch.minimum(place, torch.searchsorted(ends, ends[:, -1:].contiguous()))

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 
 from r1train.data.tokenizer import Tokenizer
 from r1train.dist import pipeline
-from r1train.model.decode import empty_cache, next_token_logits, rotary_angles, stage_forward
+from r1train.model.decode import empty_cache, next_token_logits, rotation_table, stage_forward
 from r1train.model.decode_experts import FeedForward, dispatched, every_expert, every_expert_pays
 from r1train.model.decode_parallel import from_first_tensor_rank
 from r1train.model.decode_slots import Slots
@@ -40,13 +40,13 @@ class Decoder:
         self.record_routes = record_routes
         # Query heads of this rank.
         self.heads = model.config.num_attention_heads // parallel_state.get_tensor_model_parallel_world_size()
-        self.rotary = rotary_angles(model, 1)
+        self.rotation = rotation_table(model, 1)
         self._eos_id = tokenizer.eos_id
 
     def cover(self, capacity: int) -> None:
         """Know the rotation of so many slots."""
-        if len(self.rotary[0]) < capacity:
-            self.rotary = rotary_angles(self.model, in_blocks(capacity))
+        if len(self.rotation) < capacity:
+            self.rotation = rotation_table(self.model, in_blocks(capacity))
 
     def empty_cache(self, sequences: int, capacity: int) -> TokenCache:
         """Room for so many tokens of so many sequences."""
@@ -57,7 +57,7 @@ class Decoder:
     def slots(self, positions: torch.Tensor, *, visible: int) -> Slots:
         """Where tokens at positions [b, s] stand that see at the most `visible` slots."""
         self.cover(visible)
-        return Slots.at(positions, self.rotary, visible=visible)
+        return Slots.at(positions, self.rotation, visible=visible)
 
     def forward(
         self, tokens: torch.Tensor, cache: TokenCache, slots: Slots, feed_forward: FeedForward
@@ -181,7 +181,7 @@ class StaticSteps:
 
     def run(self, live: LiveRows, params: SamplingParams, count: int) -> None:
         self._decoder.cover(live.cache.capacity)
-        places = (tensor.data_ptr() for tensor in [*live.tensors(), self._decoder.rotary[0]])
+        places = (tensor.data_ptr() for tensor in [*live.tensors(), self._decoder.rotation])
         if self._kept is not None and self._kept.cache.entries.data_ptr() != live.cache.entries.data_ptr():
             self._kept = None  # the cache has grown, elsewhere
         self._runner.bind((*self._weights, *places))

@@ -71,15 +71,21 @@ def test_static_steps_are_as_near_to_the_trainer_as_steps_of_training(outputs: d
 
 @pytest.mark.parametrize("name", MODELS)
 def test_graphs_draw_what_steps_of_training_draw(outputs: dict, name: str):
-    """The same random numbers: until rounding moves one over the edge between two tokens, the same tokens."""
-    same, distances = 0, []
+    """The same random numbers: until rounding moves one over the edge between two tokens, the same tokens.
+
+    Of 256 nearly equally likely tokens, with log-probabilities 0.02 apart, the edges lie about 0.02 * 8 / 256 apart,
+    so that one draw in six may differ (0.02 / 256 * 8 * 256); steps that compute something else differ in nearly all.
+    """
+    differing, compared, distances = 0, 0, []
     for ours, theirs in zip(outputs[name]["graph"], outputs[name]["training"], strict=True):
         together = min(len(ours.tokens), len(theirs.tokens))
         differ = np.flatnonzero(ours.tokens[:together] != theirs.tokens[:together])
         until = differ[0] if len(differ) else together
-        same += len(differ) == 0
+        differing += len(differ) > 0
+        compared += until + (len(differ) > 0)
         distances.append(np.abs(ours.logprobs[:until] - theirs.logprobs[:until]))
-    assert same >= 10, same
+    print(f"{name}: {differing} of {compared} draws differ")
+    assert differing < 0.16 * compared, (differing, compared)
     assert np.concatenate(distances).mean() < 0.03
 
 

@@ -100,12 +100,12 @@ def test_cache_of_a_dense_model_holds_its_key_value_heads(device):
 def filled_cache(device, model) -> torch.Tensor:
     """Entries after seven tokens of two sequences, with room for ten."""
     from r1train.model.build import build_model
-    from r1train.model.decode import empty_cache, rotary_angles, stage_forward
+    from r1train.model.decode import empty_cache, rotation_table, stage_forward
     from r1train.model.decode_slots import Slots
 
     made = build_model(config("single", model=model), device)
     cache = empty_cache(made, sequences=2, capacity=10, device=torch.device("cpu"))
     positions = torch.arange(7).expand(2, -1)
-    slots = Slots.at(positions, rotary_angles(made, 10), visible=7)
+    slots = Slots.at(positions, rotation_table(made, 10), visible=7)
     stage_forward(made, torch.randint(0, 64, (2, 7)), cache=cache, slots=slots)
     return cache.entries

@@ -43,8 +43,7 @@ def forwards(monkeypatch) -> list[tuple[int, int, int]]:
     seen, real = [], steps.stage_forward
 
     def spy(model, inputs, *, slots, **rest):
-        rows, _, tokens, visible = slots.hidden.shape
-        seen.append((rows, tokens, visible))
+        seen.append((*slots.positions.shape, slots.visible))
         return real(model, inputs, slots=slots, **rest)
 
     monkeypatch.setattr(steps, "stage_forward", spy)

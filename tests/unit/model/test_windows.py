@@ -90,7 +90,7 @@ def test_all_null_is_no_window(device):
 @pytest.mark.parametrize("prefill", [1, 4, LENGTH])
 def test_decoding_is_the_training_forward(device, prefill):
     """Logits of every position: a prefill of some tokens, then one by one, against one forward without a cache."""
-    from r1train.model.decode import empty_cache, rotary_angles, stage_forward
+    from r1train.model.decode import empty_cache, rotation_table, stage_forward
     from r1train.model.decode_slots import Slots
 
     model = build(device, WINDOWS, YARN_MODEL)
@@ -99,8 +99,8 @@ def test_decoding_is_the_training_forward(device, prefill):
     with torch.no_grad():
         whole = model(tokens, places, None, output_processor=lambda hidden_states, **_: hidden_states)
         cache = empty_cache(model, sequences=2, capacity=LENGTH, device=device.torch_device)
-        rotary, parts = rotary_angles(model, LENGTH), []
+        rotation, parts = rotation_table(model, LENGTH), []
         for start, end in [(0, prefill), *((i, i + 1) for i in range(prefill, LENGTH))]:
-            slots = Slots.at(places[:, start:end], rotary, visible=end)
+            slots = Slots.at(places[:, start:end], rotation, visible=end)
             parts.append(stage_forward(model, tokens[:, start:end], cache=cache, slots=slots))
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1train.rollout.sampling import choose_tokens, sample_noise
+from r1train.rollout.sampling import BLOCK, choose_tokens, sample_noise
 
 PROBABILITIES = [0.08, 0.5, 0.12, 0.3]
 
@@ -92,6 +92,44 @@ def test_a_row_does_not_depend_on_its_batch():
         alone = choose_tokens(logits[row : row + 1], noise[row : row + 1], temperature=0.7, top_p=0.9)
         assert alone[0].item() == together[0][row].item()
         assert alone[1].item() == together[1][row].item()
+
+
+def one_running_sum(logits, noise, *, temperature: float, top_p: float):
+    """The same draw with one running sum in double over the whole vocabulary."""
+    logprobs = torch.log_softmax(logits.double() / temperature, dim=-1)
+    ordered, tokens = logprobs.exp().sort(dim=-1, descending=True, stable=True)
+    if top_p == 1.0:
+        ordered, tokens = logprobs.exp(), torch.arange(logits.shape[-1]).expand_as(logits)
+    mass = ordered.cumsum(-1)
+    ordered = ordered.masked_fill(mass - ordered >= top_p, 0.0) if top_p < 1.0 else ordered
+    mass = ordered.cumsum(-1)
+    place = (mass <= noise.double()[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
+    chosen = tokens.gather(1, place.clamp(max=logits.shape[-1] - 1))
+    return chosen[:, 0], logprobs.gather(1, chosen)[:, 0]
+
+
+@pytest.mark.parametrize("vocabulary", (BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 100))
+@pytest.mark.parametrize(("temperature", "top_p"), ((1.0, 1.0), (0.7, 1.0), (1.3, 0.9)))
+def test_two_levels_draw_what_one_running_sum_draws(vocabulary, temperature, top_p):
+    """Probabilities in float32 may part the two where noise lies within 1e-6 of a boundary: 1 of 4000 may differ."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(4000, vocabulary, generator=generator) * 3
+    noise = torch.rand(4000, generator=generator)
+    tokens, logprobs = choose_tokens(logits, noise, temperature=temperature, top_p=top_p)
+    expected, of_expected = one_running_sum(logits, noise, temperature=temperature, top_p=top_p)
+    same = tokens == expected
+    assert (~same).sum() <= 1
+    torch.testing.assert_close(logprobs[same], of_expected[same].float(), atol=2e-6, rtol=2e-6)
+
+
+def test_a_block_without_mass_is_never_drawn_from():
+    """Mass in the second block of four only, at both of its ends, and noise at its edges."""
+    logits = torch.full((1, 4 * BLOCK), -200.0)
+    logits[0, [BLOCK, 2 * BLOCK - 1]] = 1.0
+    noise = torch.tensor([0.0, 0.49999, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))])
+    tokens, logprobs = choose_tokens(logits.expand(4, -1), noise, temperature=1.0, top_p=1.0)
+    assert tokens.tolist() == [BLOCK, BLOCK, 2 * BLOCK - 1, 2 * BLOCK - 1]
+    torch.testing.assert_close(logprobs, torch.full((4,), -0.693147))
 
 
 def test_noise_belongs_to_the_sample():
