@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 # Logits that are looked at together: bounds what is held for a moment where nothing is compiled.
-CHUNK_VALUES = 2**27
+CHUNK_VALUES = 2**26
 
 
 def label_logprobs(
