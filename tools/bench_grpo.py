@@ -68,7 +68,7 @@ def our_overrides(args: argparse.Namespace, prompts: list[Prompt], *, engine: st
         f"rollout.max_prompt_tokens={longest}",
         f"rollout.max_response_tokens={args.tokens}",
         f"rollout.batch_size={args.prompts * args.samples}",
-        f"rollout.gpu_memory_share={args.gpu_memory_share}",
+        *([f"rollout.gpu_memory_share={args.gpu_memory_share}"] if engine == "vllm" else []),
         "rl.kl_coef=0",
         "rl.record_routing=false",
         "rl.sampling={keep: all, oversample: 1.0, max_tries: 1}",

@@ -5,7 +5,8 @@ python tools/bench_tokenise.py --input text.jsonl.gz --tokenizer DIR [--workers 
 Two sides take turns, so that a busy machine slows both, each in a process of its own. library: encode_batch on as many
 threads as there are workers, on texts that wait in memory. tool: the whole of it, which also starts its workers, reads
 and parses the rows, writes .bin and .idx, and joins them. Per round: wall-clock seconds, and CPU seconds of the process
-and its children. The ratio is library / tool of the same round: above 1 the tool is faster.
+and its children. The ratio is library / tool of the same round: above 1 the tool is faster. Memory is the kernel's own
+high-water mark of a process (Linux): of the library's, of the tool's reading one, and of its largest worker.
 """
 
 import argparse
@@ -49,16 +50,43 @@ def write_rows(args: argparse.Namespace, path: Path) -> int:
     return size
 
 
-def library(rows: Path, args: argparse.Namespace) -> Callable[[], int]:
+def peak_mib(pid: int) -> float:
+    """The most memory a living process ever had, pages it shares with others included."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+class Memory:
+    """own: of this process; worker: of the largest of its grandchildren, which a server forks. MiB."""
+
+    def __init__(self) -> None:
+        self.own, self.worker = 0.0, 0.0
+
+    def look(self) -> None:
+        self.own = peak_mib(os.getpid())
+        workers = [one.pid for server in psutil.Process().children() for one in server.children()]
+        self.worker = max([self.worker, *map(peak_mib, workers)])
+
+
+def library(rows: Path, args: argparse.Namespace, memory: Memory) -> Callable[[], int]:
     """Its batch call on all texts at once; texts and tokenizer are loaded before the clock starts."""
     bpe = tokenizers.Tokenizer.from_file(str(args.tokenizer / TOKENIZER_FILE))
     texts = [json.loads(line)["text"] for line in rows.open(encoding="utf-8")]
-    return lambda: sum(len(one) for one in bpe.encode_batch(texts, add_special_tokens=False)) + len(texts)
+
+    def work() -> int:
+        tokens = sum(len(one) for one in bpe.encode_batch(texts, add_special_tokens=False)) + len(texts)
+        memory.look()
+        return tokens
+
+    return work
 
 
-def tool(rows: Path, args: argparse.Namespace) -> Callable[[], int]:
+def tool(rows: Path, args: argparse.Namespace, memory: Memory) -> Callable[[], int]:
+    """tokenize_corpus.py's; memory is looked at after every part, while its workers live."""
     plan = BuildPlan((str(rows),), rows.with_name("out") / "corpus", PartOptions(tokenizer=str(args.tokenizer)))
-    return lambda: build_corpus(plan, workers=args.workers, max_bad_rows=0, on_part=lambda *_: None).train.tokens
+    return lambda: (
+        build_corpus(plan, workers=args.workers, max_bad_rows=0, on_part=lambda *_: memory.look()).train.tokens
+    )
 
 
 def cpu_seconds() -> float:
@@ -69,10 +97,12 @@ def cpu_seconds() -> float:
 
 
 def one_side(rows: Path, args: argparse.Namespace) -> dict[str, float]:
-    work = {"library": library, "tool": tool}[args.side](rows, args)
+    memory = Memory()
+    work = {"library": library, "tool": tool}[args.side](rows, args, memory)
     cpu, started = cpu_seconds(), time.perf_counter()
     tokens = work()
-    return {"wall": time.perf_counter() - started, "cpu": cpu_seconds() - cpu, "tokens": tokens}
+    seconds = {"wall": time.perf_counter() - started, "cpu": cpu_seconds() - cpu}
+    return {**seconds, "tokens": tokens, "own": memory.own, "worker": memory.worker}
 
 
 def run_side(side: str, rows: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -110,6 +140,8 @@ def compare(args: argparse.Namespace) -> None:
         for side in SIDES:
             print(f"{side:8} {name}: {summary([one[side][key] for one in rounds])}")
         print(f"ratio    {name}: {summary([one['library'][key] / one['tool'][key] for one in rounds])}")
+    for name, side, key in (("library", "library", "own"), ("tool", "tool", "own"), ("worker", "tool", "worker")):
+        print(f"{name:8} peak MiB: {summary([one[side][key] for one in rounds])}")
 
 
 def run(args: argparse.Namespace) -> None:

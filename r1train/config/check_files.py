@@ -49,14 +49,17 @@ def evaluation_sets_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem
     """What the corpora must not share words with."""
     if not isinstance(cfg.stage, PrepareStage):
         return []
+    return _evaluation_sets("data.decontaminate", cfg.data.decontaminate, made_later)
+
+
+def _evaluation_sets(key: str, names: tuple[str, ...], made_later: MadeLater) -> list[Problem]:
     problems = []
-    for index, name in enumerate(cfg.data.decontaminate):
-        key = f"data.decontaminate.{index}"
+    for index, name in enumerate(names):
         if not name.startswith(BUILTIN):
-            problems += _file(key, name, made_later)
+            problems += _file(f"{key}.{index}", name, made_later)
         elif f"{name.removeprefix(BUILTIN)}_heldout" not in GSM8K_ASSETS:
             what = "the package ships no such evaluation set"
-            problems.append(Problem(key, name, what, f"{BUILTIN}gsm8k, or a jsonl file"))
+            problems.append(Problem(f"{key}.{index}", name, what, f"{BUILTIN}gsm8k, or a jsonl file"))
     return problems
 
 
@@ -133,13 +136,14 @@ def dataset_exists(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
         return _file("stage.dataset", cfg.stage.dataset, made_later)
     if not isinstance(cfg.stage, RejectStage):
         return []
-    named = {f"stage.decontaminate.{index}": path for index, path in enumerate(cfg.stage.decontaminate)}
+    named = {}
     if cfg.stage.mix is not None:
         named["stage.mix"] = cfg.stage.mix
     for name, judge in (("judge", cfg.stage.judge), ("rewrite", cfg.stage.rewrite)):
         if judge is not None and judge.api_key_file is not None:
             named[f"stage.{name}.api_key_file"] = judge.api_key_file
-    return [problem for key, path in named.items() for problem in _file(key, path, made_later)]
+    problems = _evaluation_sets("stage.decontaminate", cfg.stage.decontaminate, made_later)
+    return problems + [problem for key, path in named.items() for problem in _file(key, path, made_later)]
 
 
 def prompts_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:

@@ -24,6 +24,23 @@ def checkpoints_fall_between_rollouts(cfg: RunConfig) -> list[Problem]:
     ]
 
 
+def own_forward_is_of_the_old_policy(cfg: RunConfig) -> list[Problem]:
+    """Only a rollout's first update computes with the weights that the rollout began with."""
+    stage, rl = cfg.stage, cfg.rl
+    if not isinstance(stage, GrpoStage) or rl.old_logprobs == "pass":
+        return []
+    if stage.minibatches_per_step > 1:
+        what = f"the later ones of {stage.minibatches_per_step} updates per rollout have other weights"
+        return [Problem("rl.old_logprobs", rl.old_logprobs, what, "pass, or stage.minibatches_per_step=1")]
+    if rl.routing_replay == "old":
+        what = "rl.routing_replay=old replays what the pass recorded"
+        return [Problem("rl.old_logprobs", rl.old_logprobs, what, "pass, or another rl.routing_replay")]
+    if rl.stop_if.flipped_experts_share_above is not None:
+        what = "rl.stop_if.flipped_experts_share_above reads what the pass counts"
+        return [Problem("rl.old_logprobs", rl.old_logprobs, what, "pass, or no such limit")]
+    return []
+
+
 def vllm_without_tensor_parallelism(cfg: RunConfig) -> list[Problem]:
     if not cfg.generates or cfg.parallel.tp == 1 or cfg.rollout.engine == "native":
         return []
@@ -136,6 +153,9 @@ def sampling_can_fill_a_rollout(cfg: RunConfig) -> list[Problem]:
     if sampling.oversample < 1.0:
         what = "fewer prompts than are missing"
         return [Problem("rl.sampling.oversample", sampling.oversample, what, "1.0 or more")]
+    if sampling.keep == "mixed" and cfg.reward.accuracy == 0:
+        what = "groups are kept by their accuracy, which weighs nothing in the reward"
+        return [Problem("rl.sampling.keep", sampling.keep, what, "all, or a reward.accuracy above 0")]
     return []
 
 
@@ -235,6 +255,7 @@ def reward_weights_count(cfg: RunConfig) -> list[Problem]:
 
 RULES = (
     checkpoints_fall_between_rollouts,
+    own_forward_is_of_the_old_policy,
     vllm_without_tensor_parallelism,
     group_has_two_samples,
     clip_and_kl_not_negative,

@@ -1,8 +1,14 @@
 """Rules about generation engines and routing replay."""
 
+from dataclasses import fields
+
 from r1train.config.schema import GrpoStage, RunConfig
 from r1train.config.schema_model import FP8_BLOCK, DenseModelConfig, ModelConfig
+from r1train.config.schema_rl import RolloutConfig
 from r1train.errors import Problem
+
+# Keys of rollout that the native engine does not read.
+VLLM_ONLY = ("gpu_memory_share", "push_mib")
 
 
 def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
@@ -17,13 +23,74 @@ def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
     if cfg.optim.precision.startswith("fp8") and not rollout.fp8:
         what = "the trainer computes in FP8, and vLLM would in BF16 with what is pushed to it"
         problems.append(Problem("rollout.engine", "vllm", what, "rollout.fp8=true, native, or optim.precision=bf16"))
-    if rollout.top_p < 1:
-        what = "vLLM reports log-probabilities after top-p, the trainer computes them before it"
-        problems.append(Problem("rollout.top_p", rollout.top_p, what, "1.0, or rollout.engine=native"))
     if not 0 < rollout.gpu_memory_share < 1:
         what = "not a share of the GPU's memory"
         problems.append(Problem("rollout.gpu_memory_share", rollout.gpu_memory_share, what, "above 0, below 1"))
     return problems
+
+
+def vllm_has_the_class(cfg: RunConfig) -> list[Problem]:
+    """What convert/hf_export_config.py refuses of what other rules let pass: vLLM starts from the exported config."""
+    if cfg.rollout.engine != "vllm" or not cfg.generates:
+        return []
+    found = (
+        _deepseek_without_class(cfg.model) if isinstance(cfg.model, ModelConfig) else _dense_without_class(cfg.model)
+    )
+    fix = "rollout.engine=native, or what {} has"
+    return [Problem(f"model.{name}", value, what, fix.format(classes)) for name, value, what, classes in found]
+
+
+def _deepseek_without_class(model: ModelConfig) -> list[tuple[str, object, str, str]]:
+    """(field, value, what is wrong, which classes are right)."""
+    windows, found = model.attention_windows, list[tuple[str, object, str, str]]()
+    if windows is not None and any(windows):
+        what = "DeepSeek's classes in vLLM have no windows and would compute something else"
+        found.append(("attention_windows", list(windows), what, "DeepSeek (null)"))
+    gate = (model.router_score, model.router_bias, model.norm_topk_prob)
+    v2 = gate == ("softmax", False, False) and model.num_expert_groups == 1 and model.mtp_depth == 0
+    if gate != ("sigmoid", True, True) and not v2:
+        what = f"no class for this gate (router_bias={model.router_bias}, norm_topk_prob={model.norm_topk_prob}, "
+        what += f"num_expert_groups={model.num_expert_groups}, mtp_depth={model.mtp_depth})"
+        classes = "DeepSeek-V3 (sigmoid, bias, normalised) or V2-Lite (softmax, neither of them, one group, no MTP)"
+        found.append(("router_score", model.router_score, what, classes))
+    return found
+
+
+def _dense_without_class(model: DenseModelConfig) -> list[tuple[str, object, str, str]]:
+    free_heads = model.head_dim * model.num_attention_heads != model.hidden_size
+    if not model.qkv_bias or not (model.rope_scaling or free_heads):
+        return []
+    what = "Qwen2's class has neither rope_scaling of Llama 3 nor a free head_dim"
+    return [("qkv_bias", True, what, "Llama (qkv_bias=false) or Qwen2")]
+
+
+def vllm_settings_are_read(cfg: RunConfig) -> list[Problem]:
+    rollout = cfg.rollout
+    if rollout.engine == "vllm" or not cfg.generates:
+        return []
+    defaults = {field.name: field.default for field in fields(RolloutConfig)}
+    return [
+        Problem(
+            f"rollout.{name}",
+            vars(rollout)[name],
+            "the native engine does not read it",
+            "rollout.engine=vllm, or drop it",
+        )
+        for name in VLLM_ONLY
+        if vars(rollout)[name] != defaults[name]
+    ]
+
+
+def grpo_draws_from_all_tokens(cfg: RunConfig) -> list[Problem]:
+    """Of a value within its range: check_rl.py reports another."""
+    top_p = cfg.rollout.top_p
+    if not isinstance(cfg.stage, GrpoStage) or not 0 < top_p < 1:
+        return []
+    what = (
+        "samples would come from the likeliest tokens alone while the trainer's probabilities are over all of them, "
+        "and the engines do not report the same of the two"
+    )
+    return [Problem("rollout.top_p", top_p, what, "1.0; rollout.temperature makes samples likelier")]
 
 
 def fp8_engine_fits(cfg: RunConfig) -> list[Problem]:
@@ -106,4 +173,12 @@ def asynchrony_fits(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
-RULES = (vllm_can_serve, fp8_engine_fits, asynchrony_fits, routing_can_be_replayed)
+RULES = (
+    vllm_can_serve,
+    vllm_has_the_class,
+    vllm_settings_are_read,
+    grpo_draws_from_all_tokens,
+    fp8_engine_fits,
+    asynchrony_fits,
+    routing_can_be_replayed,
+)

@@ -35,7 +35,6 @@ def shares_are_shares(cfg: RunConfig) -> list[Problem]:
     if isinstance(stage, RejectStage):
         values |= {
             "mix_share": (stage.mix_share, False),
-            "near_duplicate": (stage.near_duplicate, True),
             "filters.language": (stage.filters.language, True),
             "filters.repetition": (stage.filters.repetition, True),
         }
@@ -48,6 +47,14 @@ def shares_are_shares(cfg: RunConfig) -> list[Problem]:
         for name, (value, may_be_one) in values.items()
         if value is not None and not (0 <= value < 1 or (may_be_one and value == 1))
     ]
+
+
+def near_copies_share_something(cfg: RunConfig) -> list[Problem]:
+    """At a share of 0 every response is a copy of the one before it."""
+    share = cfg.stage.near_duplicate if isinstance(cfg.stage, RejectStage) else None
+    if share is None or 0 < share <= 1:
+        return []
+    return [Problem("stage.near_duplicate", share, "outside (0, 1]", "such as 0.8, or null to keep near copies")]
 
 
 def share_needs_rows_to_mix(cfg: RunConfig) -> list[Problem]:
@@ -160,6 +167,7 @@ RULES = (
     keeps_no_more_than_sampled,
     part_is_one_of_the_parts,
     shares_are_shares,
+    near_copies_share_something,
     share_needs_rows_to_mix,
     judges_can_be_asked,
     pairs_know_what_is_better,

@@ -1,8 +1,18 @@
 """Rules about a schedule: its steps, their order and what they hand over."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from r1train.config.schema import RunConfig, ScheduleConfig
+from r1train.config.schema import (
+    EvaluateStage,
+    GrpoStage,
+    PrepareStage,
+    RejectStage,
+    RunConfig,
+    ScheduleConfig,
+    SftStage,
+)
 from r1train.errors import Problem
 
 STAGE_NAMES = (
@@ -79,6 +89,42 @@ def _datasets_are_written(schedule: ScheduleConfig) -> list[Problem]:
         for index, step in enumerate(schedule.steps)
         if step.dataset_from in stages and stages[step.dataset_from] not in DATASET_FILES
     ]
+
+
+def prepared_files_have_rows(configs: Sequence[RunConfig]) -> list[Problem]:
+    """What steps read of the data that a step before them prepares is not empty; configs: of the steps, in order.
+
+    On its own a step reports an empty file only when that is there: after the steps before it.
+    """
+    problems, prepared = [], dict[Path, RunConfig]()
+    for cfg in configs:
+        if isinstance(cfg.stage, PrepareStage):
+            prepared[Path(cfg.data.dir)] = cfg
+            continue
+        source = prepared.get(Path(cfg.data.dir))
+        if source is None:
+            continue
+        names = [task.name for task in source.data.tasks]
+        for count, path in _read_of_the_data(cfg):
+            if sum(vars(task)[count] for task in source.data.tasks) == 0:
+                what = (
+                    f"no task has {count} problems, so {path.relative_to(cfg.data.dir)} that this step reads is empty"
+                )
+                problems.append(Problem(f"[{cfg.step}] data.tasks", names, what, "a task with some, or another file"))
+    return problems
+
+
+def _read_of_the_data(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
+    """(which number of a task, file) of prepared files that a stage cannot do without."""
+    stage, folder = cfg.stage, Path(cfg.data.dir)
+    own = {folder / "cold_start.jsonl": "cold_start", folder / "prompts" / "train.jsonl": "train"}
+    named = [stage.dataset] if isinstance(stage, SftStage) else []
+    named += [stage.prompts] if isinstance(stage, GrpoStage | RejectStage) else []
+    for path in map(Path, named):
+        if path in own:
+            yield own[path], path
+    if cfg.evaluate_after or (isinstance(stage, EvaluateStage) and cfg.data.tasks):
+        yield "heldout", folder / "prompts" / "heldout.jsonl"
 
 
 RULES = (schedule_rules,)

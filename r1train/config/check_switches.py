@@ -151,6 +151,9 @@ def optimizer_memory_in_range(cfg: RunConfig) -> list[Problem]:
         problems.append(Problem("optim.moments_dtype", optim.moments_dtype, what, "fp32, or no offload"))
     if optim.ema_decay is not None and not 0 < optim.ema_decay < 1:
         problems.append(Problem("optim.ema_decay", optim.ema_decay, "outside 0 to 1", "such as 0.999, or null"))
+    elif optim.ema_decay is not None and isinstance(cfg.stage, RewardModelStage):
+        what = "reward_model keeps no average: nothing serves one with its value head"
+        problems.append(Problem("optim.ema_decay", optim.ema_decay, what, "null"))
     return problems
 
 

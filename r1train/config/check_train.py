@@ -1,6 +1,13 @@
 """Rules about the training stages: lengths, batches, optimizer and schedules."""
 
-from r1train.config.schema import GrpoStage, PretrainStage, RewardModelStage, RunConfig, SftStage
+from r1train.config.schema import (
+    MAIN_HEAD_STAGES,
+    GrpoStage,
+    PretrainStage,
+    RewardModelStage,
+    RunConfig,
+    SftStage,
+)
 from r1train.config.schema_train import Piecewise
 from r1train.errors import Problem
 
@@ -93,13 +100,31 @@ def scheduled_values_not_negative(cfg: RunConfig) -> list[Problem]:
 
 def fine_tuning_keeps_the_expert_bias(cfg: RunConfig) -> list[Problem]:
     """The routers' bias is pre-training's; a rate here also tells of pre-training's schedules taken by mistake."""
-    rate = cfg.lr.bias_rate
-    highest = max([rate.start, *(segment.to for segment in rate.segments)])
+    highest = _highest(cfg.lr.bias_rate)
     if not isinstance(cfg.stage, SftStage | GrpoStage | RewardModelStage) or highest <= 0:
         return []
     what = f"lr={cfg.lr.name} moves the experts' bias, which stage {cfg.stage.name} keeps as pre-training left it"
     fix = "schedules for this stage (lr=sft, lr=grpo); an experiment sets pre-training's in per_stage.pretrain.lr"
     return [Problem("lr.bias_rate", highest, what, fix)]
+
+
+def main_head_stages_have_no_mtp_loss(cfg: RunConfig) -> list[Problem]:
+    highest = _highest(cfg.lr.mtp_weight)
+    if not isinstance(cfg.stage, MAIN_HEAD_STAGES) or highest <= 0:
+        return []
+    what = f"stage {cfg.stage.name} trains the main head alone and leaves the MTP modules as they are"
+    return [Problem("lr.mtp_weight", highest, what, "0 from start to end, as in lr=grpo and lr=reward_model")]
+
+
+def only_pretraining_has_a_batch_ramp(cfg: RunConfig) -> list[Problem]:
+    if isinstance(cfg.stage, PretrainStage) or not isinstance(cfg.stage, TRAINING) or cfg.lr.batch_size is None:
+        return []
+    what = f"stage {cfg.stage.name} has the same batch in every step and does not read it"
+    return [Problem("lr.batch_size", cfg.lr.batch_size.start, what, "null")]
+
+
+def _highest(schedule: Piecewise) -> float:
+    return max([schedule.start, *(segment.to for segment in schedule.segments)])
 
 
 def _schedules(cfg: RunConfig) -> tuple[tuple[str, Piecewise], ...]:
@@ -115,4 +140,6 @@ RULES = (
     fractions_end_at_one,
     scheduled_values_not_negative,
     fine_tuning_keeps_the_expert_bias,
+    main_head_stages_have_no_mtp_loss,
+    only_pretraining_has_a_batch_ramp,
 )

@@ -120,6 +120,8 @@ StageConfig = Annotated[
     | EvaluateStage,
     Field(discriminator="name"),
 ]
+# Their loss is the main head's alone (model/gpt.py): MTP modules have no part in it and stay as they are.
+MAIN_HEAD_STAGES = (GrpoStage, RewardModelStage)
 TRAINING_STAGES = ("pretrain", "sft", "distill", "grpo", "reward_model")
 
 

@@ -99,8 +99,9 @@ class OverlongConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSamplingConfig:
-    """Which groups a rollout keeps (DAPO section 3.2). all: as they come. mixed: those whose rewards differ, asking for
-    more prompts until it is full: oversample times what is missing per try, at most max_tries tries.
+    """Which groups a rollout keeps (DAPO section 3.2). all: as they come. mixed: those with right and wrong samples (of
+    tasks without a right answer those whose rewards differ), asking for more prompts until it is full: oversample times
+    what is missing per try, at most max_tries tries.
     """
 
     keep: Literal["all", "mixed"] = "all"
@@ -134,6 +135,8 @@ class RlConfig:
     passes use: their own (none), the engine's (R3), or for the update those of the pass over the old policy (R2).
     replay_reference: the reference policy uses them, too. reference_offload: the reference lies in host memory but for
     its own passes. offload_during_rollout: so do master weights, moments and gradient buffers while a rollout is drawn.
+    old_logprobs: those of the policy that a rollout's updates begin with come from a pass before them (pass), or, where
+    there is one update per rollout, from the forward of that update (update), which saves the pass.
     """
 
     name: str
@@ -148,6 +151,7 @@ class RlConfig:
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
     sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     record_routing: bool = True
+    old_logprobs: Literal["pass", "update"] = "pass"
     routing_replay: Literal["none", "engine", "old"] = "none"
     replay_reference: bool = False
     reference_offload: bool = False

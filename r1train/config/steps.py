@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from r1train.config.check_schedule import DATASET_FILES, schedule_problems
+from r1train.config.check_schedule import DATASET_FILES, prepared_files_have_rows, schedule_problems
 from r1train.config.load import compose_tree, load_config
 from r1train.config.schema import RunConfig, ScheduleConfig, ScheduleStep
 from r1train.config.validate import build
@@ -62,6 +62,7 @@ def check_schedule(overrides: list[str]) -> list[RunConfig]:
         problem if len(ids) == len(steps) else replace(problem, key=f"[{', '.join(ids)}] {problem.key}")
         for problem, ids in seen_in.values()
     ]
+    problems += prepared_files_have_rows(configs)
     if problems:
         raise ConfigError(problems)
     return configs

@@ -1,9 +1,9 @@
 """Documents from text, jsonl or the package's own data.
 
 A text file holds documents separated by form feeds (none: one document); a jsonl file has one document per row, in
-`text`. Either may be compressed (.gz, .xz). `builtin:text` and `builtin:gsm8k` ship with the package; the prepare stage
-makes `builtin:worked` from problems (data/cold_start.py), `builtin:chats` (data/chat_corpus.py) and `builtin:passkey`
-(data/passkey_corpus.py).
+`text`. Either may be compressed (.gz, .xz, .zst; the last needs pyarrow). `builtin:text` and `builtin:gsm8k` ship with
+the package; the prepare stage makes `builtin:worked` from problems (data/cold_start.py), `builtin:chats`
+(data/chat_corpus.py) and `builtin:passkey` (data/passkey_corpus.py).
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def documents(source: str) -> Iterator[str]:
     elif bare_suffix(Path(source)) == ".txt":
         yield from _text_documents(Path(source))
     else:
-        raise DataError(f"corpus source {source!r}: suffix not known. Fix: .txt or .jsonl, plain or with .gz or .xz")
+        raise DataError(f"corpus source {source!r}: suffix not known. Fix: .txt or .jsonl, plain or .gz, .xz or .zst")
 
 
 def _text_documents(path: Path) -> Iterator[str]:

@@ -36,6 +36,8 @@ def hf_roles(folder: Path, plain: tokenizers.Tokenizer, parsing: tokenizers.Toke
 def _roles(folder: Path, plain: tokenizers.Tokenizer, parsing: tokenizers.Tokenizer) -> Roles:
     if "ByteLevel" not in str(parsing.pre_tokenizer):
         raise DataError("not a byte-level BPE (those of SmolLM, Llama 3, Qwen and DeepSeek are)")
+    if "add_prefix_space=True" in str(parsing.pre_tokenizer):
+        raise DataError("it puts a space before every text, so texts cannot be encoded in pieces")
     config = _read(folder / CONFIG_FILE)
     tokens = {name: text for name, text in _tokens(_read(folder / _NAMES_FILE) | config).items() if text is not None}
     turn = read_turn(_template(folder, config), tokens)

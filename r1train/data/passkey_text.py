@@ -72,8 +72,11 @@ class Passkey:
         least = len(self.tokens(0))
         if least > length:
             return None
-        # Sentences are encoded nearly independently, so the first guess is nearly right.
-        count = len(FILLER) * (length - least) // len(self.tokenizer.encode("".join(FILLER)))
+        # Sentences are encoded nearly independently, so a guess is nearly right, and one from there the more.
+        cycle, count, found = len(self.tokenizer.encode("".join(FILLER))), 0, least
+        for _ in range(2):
+            count = max(0, count + len(FILLER) * (length - found) // cycle)
+            found = len(self.tokens(count))
         while len(self.tokens(count)) > length:
             count -= 1
         while len(self.tokens(count + 1)) <= length:

@@ -16,7 +16,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from r1train.data.blend import blend
 from r1train.data.corpus import beside
-from r1train.data.order import epoch_order, generator
+from r1train.data.order import generator, shuffled
 from r1train.errors import DataError
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
@@ -103,7 +103,7 @@ class PretrainSource:
         windows = ring.num_tokens // self.seq_length
         epoch, place = divmod(nth, windows)
         stream = f"pretrain/{ring.name}"
-        window = int(epoch_order(windows, seed=self._seed, epoch=epoch, stream=stream)[place])
+        window = shuffled(place, windows, seed=self._seed, epoch=epoch, stream=stream)
         start = int(generator(seed=self._seed, epoch=epoch, stream=stream + "/start").integers(ring.num_tokens))
         return ring.read(start + window * self.seq_length, self.seq_length + 1)
 

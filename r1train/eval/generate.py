@@ -18,6 +18,7 @@ from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_sample
 from r1train.reward.answer import find_answer
 from r1train.reward.base import Score
 from r1train.reward.score import Scorer, check_tasks
+from r1train.rl.watch import generate_and_score
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.types import Group, group_to_row
 
@@ -83,11 +84,11 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
         name="eval",
     )
     everything = [prompt for of_task in chosen.values() for prompt in of_task]
-    local = engine.generate(local_part(everything), params, policy_version=target.policy_version)
+    mine, version = local_part(everything), target.policy_version
     with Scorer(cfg.reward) as scorer:
-        graded = [scorer.score([(group.prompt, sample.text) for sample in group.samples]) for group in local]
-    outcomes = gather_groups([_outcomes(*pair, cfg.reward.answer_from) for pair in zip(local, graded, strict=True)])
-    rows = gather_groups([_row(*pair) for pair in zip(local, graded, strict=True)])
+        scored = generate_and_score(engine, scorer, mine, params, policy_version=version)
+    outcomes = gather_groups([_outcomes(*pair, cfg.reward.answer_from) for pair in scored])
+    rows = gather_groups([_row(*pair) for pair in scored])
     by_prompt = {prompt.id: result for prompt, result in zip(everything, outcomes, strict=True)}
     reports = [
         make_report(task, {p.id: by_prompt[p.id] for p in of_task}, checkpoint=target.checkpoint, key=keys[task])
@@ -101,11 +102,11 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
     return reports
 
 
-def _row(group: Group, scores: list[Score]) -> dict[str, object]:
+def _row(group: Group, scores: Sequence[Score]) -> dict[str, object]:
     return {**group_to_row(group), "scores": [score.to_row() for score in scores]}
 
 
-def _outcomes(group: Group, scores: list[Score], places: Sequence[AnswerPlace]) -> list[Outcome]:
+def _outcomes(group: Group, scores: Sequence[Score], places: Sequence[AnswerPlace]) -> list[Outcome]:
     answers = [find_answer(sample.text, places) for sample in group.samples]
     return [
         Outcome(

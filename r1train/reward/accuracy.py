@@ -11,7 +11,7 @@ from typing import Any
 from r1train.config.schema_reward import CodeConfig
 from r1train.errors import DataError
 from r1train.reward.choice import choice_accuracy
-from r1train.reward.number import parse_number
+from r1train.reward.number import number_accuracy
 
 # Reference answers are numbers: decided by exact arithmetic alone.
 NUMBER_TASKS = frozenset({"gsm8k"})
@@ -23,6 +23,7 @@ CHOICE_TASKS = frozenset({"multiple_choice", "gpqa_diamond", "mmlu"})
 CODE_TASKS = frozenset({"code"})
 # Nothing to verify: writing, advice, translation. Format, language and reward models make their reward.
 OPEN_TASKS = frozenset({"general"})
+OWN_TASKS = NUMBER_TASKS | MATH_TASKS | CHOICE_TASKS | CODE_TASKS | OPEN_TASKS
 
 Verifier = Callable[[str, dict[str, Any]], float]
 
@@ -30,8 +31,8 @@ Verifier = Callable[[str, dict[str, Any]], float]
 def verify(task: str, answer: str, entry: dict[str, Any]) -> float:
     """1.0 when `answer` solves the problem, else 0.0; for code, where the config says so, the share of passed tests.
 
-    task: one of the four sets above or a reasoning-gym data set; entry: {"question", "answer", "metadata"}, for code
-    also "code", the fields of CodeConfig.
+    task: one of the sets above, OPEN_TASKS apart, or a reasoning-gym data set; entry: {"question", "answer",
+    "metadata"}, for code also "code", the fields of CodeConfig.
     Raises DataError for an unknown task or a reference answer that does not suit it, and whatever the verifier raises.
     Runs as long as the verifier does: reward/grader.py puts a limit on it.
     """
@@ -40,7 +41,9 @@ def verify(task: str, answer: str, entry: dict[str, Any]) -> float:
 
 @cache
 def verifier_of(task: str) -> Verifier:
-    """The verifier of a task, its packages imported. Raises DataError for an unknown task."""
+    """The verifier of a task, its packages imported. Raises DataError for an unknown task and for OPEN_TASKS."""
+    if task in OPEN_TASKS:
+        raise DataError(f"task {task!r} has nothing to verify. Fix: a task with a verifier where answers are graded")
     if task in NUMBER_TASKS:
         return lambda answer, entry: number_accuracy(answer, entry["answer"])
     if task in MATH_TASKS:
@@ -59,7 +62,7 @@ def verifier_of(task: str) -> Verifier:
     try:
         score_answer = get_score_answer_fn(task)
     except ValueError as error:
-        known = sorted(NUMBER_TASKS | MATH_TASKS | CHOICE_TASKS | CODE_TASKS)
+        known = sorted(OWN_TASKS)
         raise DataError(f"unknown task {task!r}. Fix: name a reasoning-gym data set or one of {known}") from error
     # Some verifiers pay a little for a near miss; only a full solution is correct.
     return lambda answer, entry: 1.0 if score_answer(answer, entry) == 1.0 else 0.0
@@ -68,12 +71,3 @@ def verifier_of(task: str) -> Verifier:
 def needs_process(task: str) -> bool:
     """Whether the task's verifier may hang, so that it must run in a killable process."""
     return task in MATH_TASKS or task in CODE_TASKS
-
-
-def number_accuracy(answer: str, reference: str) -> float:
-    """Exact equality of two plain numbers. Raises DataError when the reference is none."""
-    expected = parse_number(reference)
-    if expected is None:
-        fix = f"use a task of {sorted(MATH_TASKS)} for answers that are formulas"
-        raise DataError(f"the reference answer {reference!r} is no plain number. Fix: {fix}")
-    return 1.0 if parse_number(answer) == expected else 0.0

@@ -27,10 +27,15 @@ def choice_accuracy(answer: str, reference: str, choices: Sequence[str] | None) 
     Read: B, (B), B., $\\boxed{B}$, **B**, option B, `B) its text`, its text. A letter before the text of another option
     is wrong, as are several letters and small ones (a is a word). Raises DataError for a reference that is no option.
     """
+    return 1.0 if _chosen(answer, choices or ()) == check_option(reference, choices) else 0.0
+
+
+def check_option(reference: str, choices: Sequence[str] | None) -> str:
+    """The letter of a reference answer. Raises DataError when it is none of an option."""
     wanted = reference.strip()
     if not _LETTER.fullmatch(wanted) or (choices is not None and ord(wanted) - ord("A") >= len(choices)):
         raise DataError(f"the reference answer {reference!r} is no option. Fix: a capital letter of one of the choices")
-    return 1.0 if _chosen(answer, choices or ()) == wanted else 0.0
+    return wanted
 
 
 def _chosen(answer: str, choices: Sequence[str]) -> str | None:

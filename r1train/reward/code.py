@@ -83,6 +83,8 @@ def read_task(entry: dict[str, Any]) -> CodeTask:
         raise DataError("a code problem has no tests in its metadata. Fix: tests: [{stdin, stdout} or {snippet}, ...]")
     tests = []
     for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"a test is {type(row).__name__}. Fix: an object with stdin and stdout, or with snippet")
         if set(row) not in ({"stdin", "stdout"}, {"snippet"}) or not all(isinstance(x, str) for x in row.values()):
             raise DataError(f"a test with the keys {sorted(row)}. Fix: stdin and stdout, or snippet alone, all text")
         if "snippet" in row and language != "python":

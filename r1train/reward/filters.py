@@ -3,10 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from r1train.config.schema_samples import FilterConfig
+from r1train.data.prompts import Prompt
+from r1train.reward.base import Score
 from r1train.reward.candidate import Candidate
 from r1train.reward.format import extract_thinking
+from r1train.reward.language import language_score
 from r1train.reward.repetition import repetition
 
 KEPT = "kept"
@@ -81,6 +85,19 @@ def passing(of_prompt: Sequence[Candidate], cfg: FilterConfig) -> tuple[list[Can
         else:
             removed[name] += 1
     return list(kept.values()), removed
+
+
+def reworded(one: Candidate, text: str, prompt: Prompt, *, repetition_words: int) -> Candidate:
+    """The sample with another text of the same format and answer, and the parts of its score that look at the words.
+
+    value stays that of the text that was sampled: it says how the policy did.
+    """
+    parts = dict(one.score.parts)
+    if "language" in parts:
+        parts["language"] = language_score(prompt, text)
+    if "repetition" in parts:
+        parts["repetition"] = repetition(text, size=repetition_words)
+    return replace(one, text=text, score=Score(one.score.value, parts, one.score.error))
 
 
 CHOICES: dict[str, Callable[[Candidate], float]] = {

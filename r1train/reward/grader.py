@@ -22,6 +22,9 @@ from r1train.reward.worker import grade_one
 
 # Start-up and the import of a verifier are not the answer's fault: they have their own, generous limit.
 START_LIMIT_S = 120.0
+# How often a pool that has worked tries to start a grader again, a minute in all: the pause after a failure doubles.
+START_TRIES = 7
+START_PAUSE_S = 1.0
 PACKAGE_PARENT = Path(r1train.__file__).resolve().parents[1]
 WORKER_COMMAND = (sys.executable, "-m", "r1train.reward.worker")
 
@@ -109,6 +112,9 @@ class Grader:
         self._todo: deque[int] = deque()
         self._grades: dict[int, Grade] = {}
         self._crashed: set[int] = set()
+        self._ever_ready = False
+        self._failed_starts = 0  # in a row
+        self._next_start = 0.0  # monotonic s
 
     def grade(self, items: Sequence[GradeItem]) -> list[Grade]:
         """Grades in the order of items; see collect()."""
@@ -136,8 +142,10 @@ class Grader:
 
         A hung or crashed grader is killed and replaced, its item gets an error. A crash costs its item an error only
         when it happens twice: a grader that was killed from outside, as by the system when memory ran out, must not
-        change what the run learns from.
-        Raises DataError for an unknown task, ConfigError for a task that needs a process where there is none.
+        change what the run learns from. Where a pool that has worked is without graders and none starts, START_TRIES
+        times, all that waits gets an error.
+        Raises EnvironmentProblem where no grader of this pool ever started, DataError for an unknown task, ConfigError
+        for a task that needs a process where there is none.
         """
         while len(self._grades) < len(self._items):
             self._advance(wait=True)
@@ -185,7 +193,8 @@ class Grader:
     def _hand_out(self) -> None:
         busy = sum(worker.item is not None for worker in self._workers)
         while len(self._workers) < min(self.processes, busy + len(self._todo)):
-            self._workers.append(_Worker(self._command, self.timeout_s))
+            if time.monotonic() < self._next_start or not self._start():
+                break
         for worker in list(self._workers):
             if worker.ready and worker.item is None and self._todo:
                 position = self._todo.popleft()
@@ -196,13 +205,37 @@ class Grader:
                     worker.item = None
                     self._discard(worker)
 
+    def _start(self) -> bool:
+        """Starts one more grader; False where the host has no room for a process."""
+        try:
+            self._workers.append(_Worker(self._command, self.timeout_s))
+        except OSError as error:
+            self._book_failed_start(f"{error}")
+            return False
+        return True
+
+    def _book_failed_start(self, reason: str) -> None:
+        """Another start is tried later; in the end, where no grader is left or under way, all that waits gives up."""
+        if not self._ever_ready:
+            fix = "run `python -m r1train.reward.worker 1` and read its error"
+            raise EnvironmentProblem(f"a grader process did not start ({reason}). Fix: {fix}")
+        now = time.monotonic()
+        if now >= self._next_start:  # graders that were started together fail together: one failure
+            self._next_start = now + START_PAUSE_S * 2**self._failed_starts
+            self._failed_starts += 1
+        if self._failed_starts >= START_TRIES and not self._workers:
+            self._grades |= {item: Grade(None, f"no grader process started ({reason})") for item in self._todo}
+            self._todo.clear()
+            self._failed_starts = 0
+
     def _receive(self, *, wait: bool) -> None:
         """Books what has arrived and which deadlines have passed; with wait, until there is one or the other."""
         waiting = [worker for worker in self._workers if worker.item is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in waiting:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
-            pause = min((worker.deadline for worker in waiting), default=time.monotonic()) - time.monotonic()
+            # Without a worker to wait for, items wait for the next start.
+            pause = min((worker.deadline for worker in waiting), default=self._next_start) - time.monotonic()
             arrived = [key.data for key, _ in selector.select(max(pause, 0.0) if wait else 0.0)]
         for worker in arrived:
             messages = worker.receive()
@@ -221,7 +254,8 @@ class Grader:
 
     def _book(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "ready" in message:
-            worker.ready = True
+            worker.ready = self._ever_ready = True
+            self._failed_starts, self._next_start = 0, 0.0
         elif "started" in message:
             worker.started = True
             worker.deadline = time.monotonic() + worker.limit_s
@@ -236,8 +270,7 @@ class Grader:
         item = worker.item
         code = self._discard(worker)
         if not worker.ready:
-            fix = "run `python -m r1train.reward.worker 1` and read its error"
-            raise EnvironmentProblem(f"a grader process did not start (exit code {code}). Fix: {fix}")
+            self._book_failed_start(reason.format(code=code))
         if item is not None:
             self._grades[item] = Grade(None, reason.format(code=code))
 

@@ -4,6 +4,8 @@ import re
 from fractions import Fraction
 from math import gcd
 
+from r1train.errors import DataError
+
 # Longer than any sensible final answer; bounds the work of exact arithmetic on what a model writes.
 MAX_CHARS = 100
 
@@ -23,6 +25,20 @@ _PERCENT = re.compile(r"\s*\\?%$")
 _NUMBER = re.compile(r"([+-]?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)")
 _FRACTION = re.compile(r"([+-]?)([0-9]+)\s*/\s*([0-9]+)")
 _LATEX_FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([0-9]+)\}\{([0-9]+)\}|([0-9])([0-9]))")
+
+
+def number_accuracy(answer: str, reference: str) -> float:
+    """1.0 for exact equality of two plain numbers, else 0.0. Raises DataError when the reference is none."""
+    return 1.0 if parse_number(answer) == reference_number(reference) else 0.0
+
+
+def reference_number(reference: str) -> Fraction:
+    """The value of a reference answer. Raises DataError when it is no plain number."""
+    value = parse_number(reference)
+    if value is None:
+        fix = "a number as 72, -0.5 or 1/2, or the task math for answers that are formulas"
+        raise DataError(f"the reference answer {reference!r} is no plain number. Fix: {fix}")
+    return value
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -20,7 +20,7 @@ CODE_MARGIN_S = 60.0  # beyond total_s, for building the sandboxes of a sample o
 
 
 def check_tasks(cfg: RewardConfig, tasks: Iterable[str]) -> None:
-    """Says before anything is generated what would stop the run at the first response of a task.
+    """Says before anything is generated where this host cannot grade a task (what no host can: reward/references.py).
 
     Raises ConfigError for tasks that need grader processes where there are none, EnvironmentProblem for code tasks
     where the host cannot isolate programs.

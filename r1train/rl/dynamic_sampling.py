@@ -22,8 +22,13 @@ class ScoredGroup:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the rewards of the samples that could be graded differ, so that there is an advantage."""
-        return len({score.value for score in self.scores if score.error is None}) > 1
+        """Whether some of the samples that could be graded are correct and others are not (DAPO eq. 11).
+
+        The accuracy says so, not what length, format or language add to it. Without an accuracy (reward models alone)
+        the rewards have to differ.
+        """
+        graded = [score for score in self.scores if score.error is None]
+        return len({score.parts.get("accuracy", score.value) for score in graded}) > 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from r1train.model.replay import Routing
 from r1train.rl.histogram import RatioHistogram
 from r1train.rl.label_logprobs import label_logprobs
 from r1train.rl.loss import SampleTokens, TokenLogprobs, token_loss
+from r1train.rl.mismatch import LogprobGap
 from r1train.rl.segments import segment_ids
 from r1train.train.forward import LossOutput, MicroBatch
 
@@ -85,7 +86,8 @@ class LogprobObjective:
 class GrpoObjective(LogprobObjective):
     """The algorithm's loss per token (rl/loss.py), weighted by the aggregation rule. One object serves one step.
 
-    The batch's extras: advantages, old_logprobs, engine_logprobs, weights, and ref_logprobs where a reference is kept.
+    The batch's extras: advantages, engine_logprobs, weights, old_logprobs unless they are this forward's own
+    (rl.old_logprobs=update), and ref_logprobs where a reference is kept.
     weights sum to 1 over the step, and gradients are divided by the step's token count at the end, so the loss is
     multiplied by that count (num_tokens) here.
     """
@@ -97,6 +99,7 @@ class GrpoObjective(LogprobObjective):
         self._cfg = cfg
         self._num_tokens = num_tokens
         self._ratios = RatioHistogram(torch.cuda.current_device())
+        self._gap = LogprobGap(torch.cuda.current_device())
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
         assert batch.cu_seqlens is not None, "RL trains on packed rows"
@@ -105,7 +108,7 @@ class GrpoObjective(LogprobObjective):
         result = token_loss(
             TokenLogprobs(
                 policy=logprobs,
-                old=extras["old_logprobs"],
+                old=self._old(logprobs.detach(), extras, mask),
                 engine=extras["engine_logprobs"],
                 reference=extras.get("ref_logprobs"),
             ),
@@ -126,6 +129,19 @@ class GrpoObjective(LogprobObjective):
             "entropy": torch.where(mask.bool(), entropy, 0.0).sum(),
         }
         return LossOutput(loss_sum, batch.loss_mask.sum().int(), logs)
+
+    def _old(self, own: torch.Tensor, extras: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the policy before this step."""
+        if self._cfg.old_logprobs == "pass":
+            return extras["old_logprobs"]
+        self._gap.add(extras["engine_logprobs"], own, mask)
+        return own
+
+    def logprob_gap(self) -> dict[str, float]:
+        """rl/mismatch.py, where no pass before the step has measured it; else empty. Collective, once per object."""
+        if self._cfg.old_logprobs == "pass":
+            return {}
+        return self._gap.reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
     def ratio_quantiles(self) -> dict[str, float]:
         """Of the ratio that the clip looks at, over all response tokens of the step. Collective, once per object."""

@@ -28,7 +28,9 @@ class Reference:
 
     @torch.no_grad()
     def refresh(self, trainer: Trainer) -> None:
-        """Make it equal to the current policy (R1 section 2.1: every 400 steps)."""
+        """Make it equal to the current policy (R1 section 2.1: every 400 steps). Collective."""
+        # After an update the other ranks' shards are still the old ones until a forward asks for them.
+        trainer.gather_weights()
         self.model.load_state_dict(trainer.module.state_dict())
 
     @contextmanager

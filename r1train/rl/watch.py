@@ -5,6 +5,7 @@ from collections import defaultdict
 from r1train.data.prompts import Prompt
 from r1train.reward.base import Score
 from r1train.reward.score import Scorer
+from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.journal import Journal
 from r1train.rollout.types import Group, Sample
 
@@ -48,3 +49,17 @@ class RolloutWatcher:
 
     def _submit(self, place: int, prompt: Prompt, sample: Sample) -> None:
         self._scorer.submit(place * self._group_size + sample.index, prompt, sample.text)
+
+
+def generate_and_score(
+    engine: Engine, scorer: Scorer, prompts: list[Prompt], params: SamplingParams, *, policy_version: int
+) -> list[tuple[Group, tuple[Score, ...]]]:
+    """Every prompt's group and its scores, in order, graded while the engine generates. Collective.
+
+    Raises as Scorer.submit().
+    """
+    places, size = list(range(len(prompts))), params.samples_per_prompt
+    watcher = RolloutWatcher(scorer, places, journal=None, attempt=0, group_size=size)
+    groups = engine.generate(prompts, params, policy_version=policy_version, watcher=watcher)
+    scores = watcher.scores()
+    return [(group, scores[place]) for place, group in zip(places, groups, strict=True)]

@@ -1,7 +1,8 @@
 """Generation by vLLM inside this process (external launcher): it sleeps while the trainer works, without Ray.
 
 Each rank runs an engine of its own on its own GPU. The order of a rollout: wake up, push the weights if the policy is
-newer than the engine's, check their sums, generate, sleep. vLLM is imported when the engine is chosen: it takes long,
+newer than the engine's, check their sums, generate, sleep. Its engine is stepped here, so that a watcher hears of every
+sample as it ends. vLLM is imported when the engine is chosen: it takes long,
 needs CUDA and is an extra of its own.
 """
 
@@ -30,6 +31,7 @@ from r1train.model.gpt import R1Model
 from r1train.model.spec import PARAMS_DTYPE
 from r1train.rollout.checksum import Sums, value_sums
 from r1train.rollout.engine import SamplingParams, Watcher
+from r1train.rollout.live import Job
 from r1train.rollout.push import CountedWeights, Named, buckets, check_sums, check_version, fp8_weights, full_weights
 from r1train.rollout.types import Group, Sample
 
@@ -51,7 +53,7 @@ class RoutesMissing(R1TrainError):
 class VllmEngine:
     """An Engine with its own copy of the weights, as new as the policy it is asked to sample.
 
-    seconds: what the last generate() took: push (0 where nothing was newer), and generate, vLLM's own.
+    seconds: what the last generate() took: push (0 where nothing was newer), and generate, until the last sample.
     """
 
     def __init__(self, cfg: RunConfig, module: R1Model, tokenizer: Tokenizer, *, record_routes: bool = False):
@@ -79,21 +81,12 @@ class VllmEngine:
             self.push(policy_version)
         check_version(self._llm.apply_model(_version), policy_version)
         pushed = time.perf_counter()
-        requests = [(prompt, index) for prompt in prompts for index in range(params.samples_per_prompt)]
-        outputs = self._answers(requests, params)
-        self.seconds = {"push": pushed - started, "generate": time.perf_counter() - pushed}
-        samples = [
-            self._sample(output, prompt, index, policy_version)
-            for (prompt, index), output in zip(requests, outputs, strict=True)
-        ]
-        self._llm.sleep(level=1)
         n = params.samples_per_prompt
-        groups = [Group(prompt=prompt, samples=tuple(samples[k * n : k * n + n])) for k, prompt in enumerate(prompts)]
-        if watcher is not None:
-            for place, group in enumerate(groups):
-                for sample in group.samples:
-                    watcher.finished(place, group.prompt, sample)
-        return groups
+        jobs = [Job(place, index, prompt) for place, prompt in enumerate(prompts) for index in range(n)]
+        samples = self._draw(jobs, params, policy_version, watcher)
+        self.seconds = {"push": pushed - started, "generate": time.perf_counter() - pushed}
+        self._llm.sleep(level=1)
+        return [Group(prompt=prompt, samples=tuple(samples[k * n : k * n + n])) for k, prompt in enumerate(prompts)]
 
     def push(self, policy_version: int) -> None:
         """Replace the engine's weights. Raises PushFailed unless it then holds exactly these."""
@@ -123,22 +116,37 @@ class VllmEngine:
         with self._random_numbers(self._cfg.seed):
             self._llm = self._vllm.LLM(**self._arguments())
 
-    def _answers(self, requests: list[tuple[Prompt, int]], params: SamplingParams) -> list[Any]:
-        """vLLM's outputs, in order.
+    def _draw(
+        self, jobs: list[Job], params: SamplingParams, policy_version: int, watcher: Watcher | None
+    ) -> list[Sample]:
+        """The samples, in order; the watcher hears of each when it ends.
 
         A seed of its own per request where that costs nothing. vLLM's older runner (of DeepSeek-V3) draws such requests
         one by one in every step; there one seed is for all that are asked together.
         """
-        if not requests:
+        if not jobs:
             return []
-        each = bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
-        inputs = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in requests]
+        engine = self._llm.llm_engine
+        each = bool(engine.vllm_config.use_v2_model_runner)
+        inputs = [{"prompt_token_ids": list(job.prompt.token_ids)} for job in jobs]
         asked = [
-            self._request(params, request_seed(params, prompt.id, index) if each else None)
-            for prompt, index in requests
+            self._request(params, request_seed(params, job.prompt.id, job.index) if each else None) for job in jobs
         ]
+        samples: dict[str, Sample] = {}
         with self._random_numbers(request_seed(params, "", 0)):
-            return self._llm.generate(inputs, asked, use_tqdm=False)
+            # vLLM's number of a request, without the characters that it puts behind a dash; outputs have the number.
+            numbers = [name.partition("-")[0] for name in self._llm.enqueue(inputs, asked, use_tqdm=False)]
+            job_of = dict(zip(numbers, jobs, strict=True))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        job = job_of[output.request_id]
+                        samples[output.request_id] = sample = self._sample(output, job, policy_version)
+                        if watcher is not None:
+                            watcher.finished(job.place, job.prompt, sample)
+                if watcher is not None:
+                    watcher.poll()
+        return [samples[number] for number in numbers]
 
     @contextmanager
     def _random_numbers(self, seed: int) -> Iterator[None]:
@@ -195,15 +203,15 @@ class VllmEngine:
             detokenize=False,
         )
 
-    def _sample(self, output: Any, prompt: Prompt, index: int, version: int) -> Sample:
+    def _sample(self, output: Any, job: Job, version: int) -> Sample:
         answer = output.outputs[0]
         tokens = np.array(answer.token_ids, dtype=np.int64)
         ended = bool(tokens[-1] == self._tokenizer.eos_id)
         logprobs = [choices[token].logprob for choices, token in zip(answer.logprobs, answer.token_ids, strict=True)]
-        routes = self._stage_routes(answer.routed_experts, len(prompt.token_ids) + len(tokens) - 1)
+        routes = self._stage_routes(answer.routed_experts, len(job.prompt.token_ids) + len(tokens) - 1)
         return Sample(
-            prompt_id=prompt.id,
-            index=index,
+            prompt_id=job.prompt.id,
+            index=job.index,
             tokens=tokens,
             logprobs=np.array(logprobs, dtype=np.float32),
             finish="eos" if ended else "length",

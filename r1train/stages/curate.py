@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1train.config.schema import RunConfig
 from r1train.config.schema_samples import RejectStage
-from r1train.data.decontaminate import NgramFilter, evaluation_texts
+from r1train.data.decontaminate import NgramFilter, evaluation_file, evaluation_texts
 from r1train.data.files import check_unique, read_rows, write_rows
 from r1train.data.mix import mixed_rows, rows_for_share
 from r1train.data.near_duplicate import NearDuplicates
@@ -17,7 +17,7 @@ from r1train.errors import DataError
 from r1train.log.atomic import write_atomically
 from r1train.reward.candidate import Candidate
 from r1train.reward.chat_client import ChatClient, ask_all
-from r1train.reward.filters import best, passing
+from r1train.reward.filters import KEPT, best, passing, reworded, verdict
 from r1train.reward.format import extract_answer
 from r1train.reward.judge import correctness_question, read_correctness, read_rewriting, rewriting_question
 from r1train.reward.samples import read_samples
@@ -50,10 +50,11 @@ def write_set(cfg: RunConfig, asked: Asked) -> Report:
     wanted = {prompt.id for prompt in asked.prompts}
     samples = [found for found in read_samples(cfg.run_dir).values() if found[0].prompt_id in wanted]
     report = Report(len(samples), sum(map(len, samples)))
-    chosen = _choose(cfg, samples, {prompt.id: prompt for prompt in asked.prompts}, report)
-    rows = [_row(cfg, one, asked) for one in chosen]
+    prompts = {prompt.id: prompt for prompt in asked.prompts}
+    chosen = _choose(cfg, samples, prompts, report)
+    rewritten = _rewritten(cfg, chosen, prompts, report)
+    rows = [_row(cfg, rewritten.get(one.id, one), asked, is_rewritten=one.id in rewritten) for one in chosen]
     _stop_if_empty(rows, report)
-    rows = _rewritten(cfg, rows, report)
     rows = _without_copies(cfg.stage, rows, report)
     rows = _reviewed(cfg, rows, report)
     _stop_if_empty(rows, report)
@@ -105,7 +106,7 @@ def _judged(
     return [[one for one in of_prompt if found.get(one.id)] for of_prompt in passed]
 
 
-def _row(cfg: RunConfig, one: Candidate, asked: Asked) -> dict:
+def _row(cfg: RunConfig, one: Candidate, asked: Asked, *, is_rewritten: bool) -> dict:
     """The SFT row, with where it comes from: judge, rewriter and reviewed are null where nobody was asked."""
     return {
         "id": one.id,
@@ -125,28 +126,38 @@ def _row(cfg: RunConfig, one: Candidate, asked: Asked) -> dict:
             "score": one.score.value,
             "tokens": one.tokens,
             "judge": cfg.stage.judge.model if cfg.stage.judge is not None else None,
-            "rewriter": None,
+            "rewriter": cfg.stage.rewrite.model if is_rewritten else None,
             "reviewed": None,
         },
     }
 
 
-def _rewritten(cfg: RunConfig, rows: list[dict], report: Report) -> list[dict]:
-    """Rows with the readable version of their response; one that lost layout or answer keeps its own words."""
-    if cfg.stage.rewrite is None:
-        return rows
-    answers = {row["id"]: extract_answer(row["response"]) for row in rows}
+def _rewritten(
+    cfg: RunConfig, chosen: list[Candidate], prompts: dict[str, Prompt], report: Report
+) -> dict[str, Candidate]:
+    """The samples, by id, that have a readable version of their response, with that version.
+
+    One that lost layout or answer is asked again; one that does not pass the filters that the sample passed is counted.
+    Either way the sample keeps its own words.
+    """
+    if cfg.stage.rewrite is None or not chosen:
+        return {}
+    answers = {one.id: extract_answer(one.text) for one in chosen}
     texts, outcomes = ask_all(
         ChatClient(cfg.stage.rewrite),
-        {row["id"]: rewriting_question(row["prompt"], row["response"]) for row in rows},
+        {one.id: rewriting_question(one.question, one.text) for one in chosen},
         lambda key, reply: read_rewriting(reply, answer=answers[key]),
         store=cfg.run_dir / "rewritten.jsonl",
     )
-    report.more["rewrite"] = outcomes
-    rewriter = cfg.stage.rewrite.model
-    return [
-        _noted({**row, "response": texts[row["id"]]}, rewriter=rewriter) if row["id"] in texts else row for row in rows
+    found = [
+        reworded(one, texts[one.id], prompts[one.prompt_id], repetition_words=cfg.reward.repetition_words)
+        for one in chosen
+        if one.id in texts
     ]
+    verdicts = {one.id: verdict(one, cfg.stage.filters) for one in found}
+    report.more["rewrite"] = outcomes
+    report.more["rewritten, not taken"] = dict(Counter(name for name in verdicts.values() if name != KEPT))
+    return {one.id: one for one in found if verdicts[one.id] == KEPT}
 
 
 def _noted(row: dict, **more: object) -> dict:
@@ -161,7 +172,9 @@ def _without_copies(stage: RejectStage, rows: list[dict], report: Report) -> lis
         report.removed["near duplicate"] = len(rows) - len(kept)
         rows = kept
     if stage.decontaminate:
-        evaluation = NgramFilter(evaluation_texts(map(Path, stage.decontaminate)), n=stage.decontaminate_words)
+        evaluation = NgramFilter(
+            evaluation_texts(map(evaluation_file, stage.decontaminate)), n=stage.decontaminate_words
+        )
         kept = [row for row in rows if evaluation.find(row["prompt"] + "\n" + row["response"]) is None]
         report.removed["in an evaluation set"] = len(rows) - len(kept)
         rows = kept
@@ -169,7 +182,7 @@ def _without_copies(stage: RejectStage, rows: list[dict], report: Report) -> lis
 
 
 def _reviewed(cfg: RunConfig, rows: list[dict], report: Report) -> list[dict]:
-    """Rows as people decided in <run>/review.jsonl, which is written where it is missing."""
+    """Rows as people decided in <run>/review.jsonl, which gets those rows that it lacks."""
     if not cfg.stage.review:
         return rows
     path = cfg.run_dir / REVIEW

@@ -34,6 +34,7 @@ from r1train.stages.training import build_engine, check_evals, policy_evals
 from r1train.train.checkpoint import latest_checkpoint, load_weights, resume, save_checkpoint
 from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
+from r1train.train.micro_batch import MicroBatch
 from r1train.train.offload import TrainingState
 from r1train.train.setup import Trainer, build_trainer
 from r1train.train.step import StepResult, skipped_step, train_step
@@ -163,25 +164,40 @@ def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> P
     )
     if not packed.batches:
         return packed
-    module, model = policy.trainer.module, policy.trainer.model
-    batches = with_routes(packed.batches, samples, shape=route_shape(module, cfg.rl))
+    batches = with_routes(packed.batches, samples, shape=route_shape(policy.trainer.module, cfg.rl))
     batches = [batch.to(job.device.torch_device) for batch in batches]
-    routing = old_pass(module, cfg.rl)
-    objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
-    batches = with_extra(batches, "old_logprobs", forward_only(model, batches, objective))
-    gauges = {**packed.gauges, **logprob_gap(batches)}
-    if routing is not None:
-        counts = routing.counts()
-        gauges |= flip_gauge(counts)
-        gauges |= replay_gauge(counts, "old") if cfg.rl.routing_replay == "engine" else {}
-        batches = with_extra(batches, "routes", routing.recorded)
+    gauges = packed.gauges
+    if cfg.rl.old_logprobs == "pass":
+        batches, measured = _with_old_logprobs(policy, batches)
+        gauges = {**gauges, **measured}
     if policy.reference is not None:
-        reference = policy.reference.model
-        routing = reference_pass(reference, cfg.rl)
-        objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
-        batches = with_extra(batches, "ref_logprobs", forward_only(reference, batches, objective))
-        gauges |= replay_gauge(routing.counts(), "reference") if routing is not None else {}
+        batches, measured = _with_reference_logprobs(policy.reference, batches, cfg)
+        gauges = {**gauges, **measured}
     return PackedSamples(batches, packed.counts, gauges)
+
+
+def _with_old_logprobs(policy: Policy, batches: list[MicroBatch]) -> tuple[list[MicroBatch], dict[str, float]]:
+    """Of the policy as it is, with the experts it recorded where those are replayed; and how far the engine is off."""
+    trainer, cfg = policy.trainer, policy.trainer.cfg
+    routing = old_pass(trainer.module, cfg.rl)
+    objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
+    batches = with_extra(batches, "old_logprobs", forward_only(trainer.model, batches, objective))
+    gauges = logprob_gap(batches)
+    if routing is None:
+        return batches, gauges
+    counts = routing.counts()
+    gauges |= flip_gauge(counts)
+    gauges |= replay_gauge(counts, "old") if cfg.rl.routing_replay == "engine" else {}
+    return with_extra(batches, "routes", routing.recorded), gauges
+
+
+def _with_reference_logprobs(
+    reference: Reference, batches: list[MicroBatch], cfg: RunConfig
+) -> tuple[list[MicroBatch], dict[str, float]]:
+    routing = reference_pass(reference.model, cfg.rl)
+    objective = LogprobObjective(cfg.rollout.temperature, routing=routing)
+    batches = with_extra(batches, "ref_logprobs", forward_only(reference.model, batches, objective))
+    return batches, replay_gauge(routing.counts(), "reference") if routing is not None else {}
 
 
 def update(policy: Policy, packed: PackedSamples, *, samples: int) -> StepResult:
@@ -195,10 +211,16 @@ def update(policy: Policy, packed: PackedSamples, *, samples: int) -> StepResult
         return result
     routing = update_pass(trainer.module, rl)
     objective = GrpoObjective(rl, trainer.cfg.rollout.temperature, num_tokens=packed.counts.tokens, routing=routing)
-    result = train_step(trainer, packed.batches, objective)
+    gap: dict[str, float] = {}
+
+    def stop_before_update() -> None:
+        gap.update(objective.logprob_gap())
+        stop_if_beyond(policy, [gap])
+
+    result = train_step(trainer, packed.batches, objective, before_update=stop_before_update)
     trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
     replayed = replay_gauge(routing.counts(), "update") if routing is not None else {}
-    return replace(result, logs={**result.logs, **objective.ratio_quantiles(), **replayed})
+    return replace(result, logs={**result.logs, **gap, **objective.ratio_quantiles(), **replayed})
 
 
 def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]]) -> None:

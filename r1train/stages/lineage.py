@@ -11,6 +11,7 @@ from typing import Any
 
 from r1train.config.load import config_tree
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
+from r1train.data.documents import BUILTIN_PREFIX
 from r1train.data.roles import TOKENIZER_FILES
 from r1train.data.split import HELDOUT_SUFFIX
 from r1train.log.checkpoints import checkpoints
@@ -50,7 +51,7 @@ EVALUATED_AFTER = (
     "reward.answer_from",
     "reward.code",
 )
-# Where and how fast, not what: another layout, machine or place gives the same result.
+# Where and how fast, not what: another layout, machine or place gives the same result. Keys without list indices.
 PLACES = ("root", "name", "step", "schedule", "cluster", "parallel")
 SPEED = frozenset(
     {
@@ -63,7 +64,13 @@ SPEED = frozenset(
         "optim.cpu_offload_fraction",
         "rollout.batch_size",
         "rollout.cuda_graphs",
+        "rollout.gpu_memory_share",
+        "rollout.push_mib",
+        "rollout.store_groups",
         "reward.grader_processes",
+        "reward.preferences.offload",
+        "rl.reference_offload",
+        "rl.offload_during_rollout",
         "eval.folder",
         "eval.passkey.batch_tokens",
     }
@@ -108,7 +115,7 @@ def deciding(tree: dict[str, Any]) -> dict[str, object]:
     found = {}
     for key, value in _leaves(tree, ""):
         own = wanted is None or any(key == part or key.startswith(f"{part}.") for part in wanted)
-        if own and key not in SPEED and key.split(".")[0] not in PLACES and _last_word(key) not in UNCOMPARED:
+        if own and _without_indices(key) not in SPEED and key.split(".")[0] not in PLACES and _is_compared(key, value):
             found[key] = value
     return found
 
@@ -236,6 +243,15 @@ def _has_work(run_dir: Path) -> bool:
     if last_checkpoint(run_dir):
         return True
     return run_dir.is_dir() and any(path.name not in EMPTY for path in run_dir.iterdir())
+
+
+def _without_indices(key: str) -> str:
+    return ".".join(word for word in key.split(".") if not word.isdigit())
+
+
+def _is_compared(key: str, value: object) -> bool:
+    """A file counts by its content; what ships with the package is no file of the run and counts by its name."""
+    return _last_word(key) not in UNCOMPARED or (isinstance(value, str) and value.startswith(BUILTIN_PREFIX))
 
 
 def _last_word(key: str) -> str:

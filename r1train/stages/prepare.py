@@ -20,9 +20,10 @@ from r1train.config.schema import RunConfig
 from r1train.config.schema_train import DataConfig, TaskConfig
 from r1train.convert.carry import carry_files
 from r1train.data.chat_corpus import CHATS, write_chat_corpus
-from r1train.data.cold_start import apportion, cold_start_rows, worked_text
+from r1train.data.cold_start import apportion, worked_text
 from r1train.data.corpus import beside, write_corpus
 from r1train.data.decontaminate import CleanTexts, NgramFilter, evaluation_file, evaluation_texts
+from r1train.data.decontaminate_problems import clean_problems
 from r1train.data.documents import BUILTIN_PREFIX, asset, documents
 from r1train.data.files import write_rows
 from r1train.data.fim import FimRule
@@ -36,16 +37,20 @@ from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import DataError
 from r1train.log.lock import hold
 from r1train.log.result import StageResult
+from r1train.reward.references import check_references
 
 _log = logging.getLogger(__name__)
 MARKER = "_DONE"
 PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
 LOCK_WAIT_S = 3600.0
+REMOVED = "removed.jsonl"
 WORKED = BUILTIN_PREFIX + "worked"
 # What says where the files lie or how training reads them, not what is in them.
 NOT_IN_FILES = ("dir", "loader", "mask_across_documents")
 # Raised when the same config must give other files than before.
 _FORMAT = 1
+# The same of configs with data.decontaminate.
+_FORMAT_DECONTAMINATED = 2
 # Text of each corpus that the tokenizer sees: enough for its merges, little enough to keep a large corpus quick.
 _TOKENIZER_CHARACTERS = 2_000_000
 
@@ -95,7 +100,8 @@ def _fingerprint(data: DataConfig) -> str:
     versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
     left_out = NOT_IN_FILES if data.decontaminate else (*NOT_IN_FILES, "decontaminate", "decontaminate_words")
     config = {name: value for name, value in asdict(data).items() if name not in left_out}
-    content = json.dumps([_FORMAT, config, sources, shipped, versions], sort_keys=True)
+    number = _FORMAT_DECONTAMINATED if data.decontaminate else _FORMAT
+    content = json.dumps([number, config, sources, shipped, versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -115,7 +121,10 @@ def _build(data: DataConfig, out: Path) -> dict:
     heldout = list(itertools.chain.from_iterable(of_task.heldout for of_task in sets))
     cold = list(itertools.chain.from_iterable(of_task.cold_start for of_task in sets))
     worked = _shuffled(list(itertools.chain.from_iterable(of_task.worked for of_task in sets)), data.seed, "worked")
-    every, removed = _clean_texts(data, worked)
+    check_references([*train, *heldout], place="data.tasks")
+    ngrams = _evaluation_ngrams(data)
+    clean = clean_problems(data.tasks, sets, ngrams, seed=data.seed)
+    every, removed = _clean_texts(data, worked, ngrams)
     passkey = {c.name: c.passkey for c in data.corpora if c.passkey is not None}
     texts = {name: _Side(source, data.heldout_fraction, heldout=False) for name, source in every.items()}
     left_out = {name: _Side(source, data.heldout_fraction, heldout=True) for name, source in every.items()}
@@ -125,11 +134,8 @@ def _build(data: DataConfig, out: Path) -> dict:
     (out / "corpus").mkdir()
     for name, listed in removed.items():
         write_rows(beside(out / "corpus" / name, ".report.jsonl"), listed)
-    rows = [
-        row
-        for task, of_task in zip(data.tasks, sets, strict=True)
-        for row in cold_start_rows(of_task.cold_start, task, seed=data.seed)
-    ]
+    if ngrams is not None:
+        write_rows(out / "prompts" / REMOVED, clean.removed)
     fim = FimRule(data.fim_rate, data.seed) if data.fim_rate > 0 else None
     sizes = {
         name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, fim=fim)) for name, source in texts.items()
@@ -138,7 +144,7 @@ def _build(data: DataConfig, out: Path) -> dict:
         sizes[name] = asdict(write_passkey_corpus(settings, tokenizer, out / "corpus" / name, seed=data.seed))
     for corpus in data.corpora:
         if corpus.source == CHATS:
-            sizes[corpus.name] = asdict(write_chat_corpus(rows, tokenizer, out / "corpus" / corpus.name))
+            sizes[corpus.name] = asdict(write_chat_corpus(clean.cold_start, tokenizer, out / "corpus" / corpus.name))
     heldout_sizes = {
         name: asdict(write_corpus(source, tokenizer, out / "corpus" / (name + HELDOUT_SUFFIX)))
         for name, source in left_out.items()
@@ -149,19 +155,31 @@ def _build(data: DataConfig, out: Path) -> dict:
         "corpora": sizes,
         "heldout_corpora": heldout_sizes,
         "removed": {name: len(listed) for name, listed in removed.items()},
-        "cold_start": write_rows(out / "cold_start.jsonl", _shuffled(rows, data.seed, "cold_start")),
-        "train": _write_prompts(out / "prompts" / "train.jsonl", _shuffled(train, data.seed, "train")),
+        "removed_problems": clean.counts(),
+        "cold_start": write_rows(out / "cold_start.jsonl", _shuffled(clean.cold_start, data.seed, "cold_start")),
+        "train": _write_prompts(out / "prompts" / "train.jsonl", _shuffled(clean.train, data.seed, "train")),
         "heldout": _write_prompts(out / "prompts" / "heldout.jsonl", heldout),
     }
 
 
-def _clean_texts(data: DataConfig, worked: list[Problem]) -> tuple[dict[str, Iterable[str]], dict[str, list[dict]]]:
-    """Documents by corpus, and where data.decontaminate names files, a row for each that is left out for them."""
+def _evaluation_ngrams(data: DataConfig) -> NgramFilter | None:
+    """What nothing that is trained on may share with the sets of data.decontaminate; None where it names none."""
+    if not data.decontaminate:
+        return None
+    return NgramFilter(evaluation_texts(map(evaluation_file, data.decontaminate)), n=data.decontaminate_words)
+
+
+def _clean_texts(
+    data: DataConfig, worked: list[Problem], ngrams: NgramFilter | None
+) -> tuple[dict[str, Iterable[str]], dict[str, list[dict]]]:
+    """Documents by corpus, and where there is a filter, a row for each that it leaves out.
+
+    Chats are clean_problems' rows; the filler of passkey documents is ours.
+    """
     sources = {c.name: c.source for c in data.corpora if c.source not in (PASSKEY, CHATS)}
     every = {name: _corpus_texts(source, worked) for name, source in sources.items()}
-    if not data.decontaminate:
+    if ngrams is None:
         return every, {}
-    ngrams = NgramFilter(evaluation_texts(map(evaluation_file, data.decontaminate)), n=data.decontaminate_words)
     clean = {name: CleanTexts(texts, ngrams) for name, texts in every.items()}
     rows = {
         name: [{"place": f"{sources[name]}:{number}", "contaminated": ngram} for number, ngram in texts.removed.items()]

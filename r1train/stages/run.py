@@ -10,6 +10,7 @@ from r1train.log.lock import hold
 from r1train.log.manifest import write_manifest
 from r1train.log.result import StageResult, read_result, write_result
 from r1train.stages.lineage import begin_manifest, finish_manifest
+from r1train.stages.prompt_files import check_prompt_files
 from r1train.stages.stale import check_run
 
 # A killed process with much memory takes seconds to be gone.
@@ -20,7 +21,8 @@ def run_stage(cfg: RunConfig, *, keep_stale: bool = False) -> None:
     """Run, or continue, the stage; a run folder that already holds its result is left alone.
 
     keep_stale: continue even where the stage began with another config or other inputs; else StaleRun says what
-    differs. Raises RunInUse when the same rank of another attempt is still running in this run folder.
+    differs. Raises RunInUse when the same rank of another attempt is still running in this run folder; DataError,
+    before anything is written, for problems that no verifier could grade.
     """
     if read_result(cfg.run_dir) is not None:
         return
@@ -31,6 +33,7 @@ def run_stage(cfg: RunConfig, *, keep_stale: bool = False) -> None:
         if is_rank0():
             if not keep_stale:
                 check_run(cfg)
+            check_prompt_files(cfg)
             dump_resolved(cfg, cfg.run_dir)
             manifest = begin_manifest(cfg)
             write_manifest(cfg.run_dir, manifest)

@@ -25,6 +25,7 @@ from r1train.reward.candidate import candidates_of, prompt_to_row
 from r1train.reward.samples import FOLDER, SETTINGS, read_samples, sample_folders
 from r1train.reward.score import Scorer, check_tasks
 from r1train.rl.gather import gather_objects
+from r1train.rl.watch import generate_and_score
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.stages.session import Session
 from r1train.stages.training import build_engine
@@ -109,12 +110,8 @@ def _sample_batch(engine: Engine, scorer: Scorer, asked: Asked, batch: list[int]
     """Rows of the prompts at these places, from all ranks, in order. Collective."""
     mine = local_part(batch)
     prompts = [asked.prompts[place] for place in mine]
-    groups = engine.generate(prompts, asked.params, policy_version=asked.policy_version)
-    scores = iter(scorer.score([(group.prompt, one.text) for group in groups for one in group.samples]))
-    rows = [
-        prompt_to_row(place, candidates_of(group, [next(scores) for _ in group.samples]))
-        for place, group in zip(mine, groups, strict=True)
-    ]
+    scored = generate_and_score(engine, scorer, prompts, asked.params, policy_version=asked.policy_version)
+    rows = [prompt_to_row(place, candidates_of(*pair)) for place, pair in zip(mine, scored, strict=True)]
     return sorted((row for part in gather_objects(rows) for row in part), key=lambda row: row["place"])
 
 

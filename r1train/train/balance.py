@@ -16,22 +16,35 @@ from r1train.model.router import Router
 
 @dataclass(frozen=True)
 class BalanceReport:
-    """One step's load. load: per MoE layer, in layer order and MTP last, the routed tokens of every expert."""
+    """One step's load. load: per MoE layer, in layer order and MTP last, the routed tokens of every expert.
+
+    The numbers are of the layers that counted anything: in RL and reward models MTP does not run.
+    """
 
     load: tuple[tuple[int, ...], ...]
 
+    @property
+    def counted(self) -> list[tuple[int, ...]]:
+        """The layers that tokens were routed in."""
+        return [layer for layer in self.load if any(layer)]
+
     def max_violation(self) -> list[float]:
         """MaxVio of every layer: largest load / mean load - 1 (arXiv 2408.15664 eq. 4); 0 is perfect balance."""
-        return [max(layer) * len(layer) / max(sum(layer), 1) - 1.0 for layer in self.load]
+        return [max(layer) * len(layer) / sum(layer) - 1.0 for layer in self.counted]
 
     def dead_experts(self) -> int:
-        """Experts of all layers that no token went to."""
-        return sum(layer.count(0) for layer in self.load)
+        """Experts of these layers that no token went to."""
+        return sum(layer.count(0) for layer in self.counted)
 
     def gauges(self) -> dict[str, float | list]:
-        """What metrics.jsonl shows. expert_load: per layer, each expert's load over the mean, two decimals."""
+        """What metrics.jsonl shows, nothing where nothing was counted.
+
+        expert_load: per layer, each expert's load over the mean, two decimals.
+        """
         violation = self.max_violation()
-        shares = [[round(count * len(layer) / max(sum(layer), 1), 2) for count in layer] for layer in self.load]
+        if not violation:
+            return {}
+        shares = [[round(count * len(layer) / sum(layer), 2) for count in layer] for layer in self.counted]
         return {
             "balance/max_violation": max(violation),
             "balance/mean_violation": sum(violation) / len(violation),

@@ -18,7 +18,7 @@ _FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_av
 
 
 def build_optimizer(optim: OptimConfig, chunks: list[DistributedDataParallel], device: Device) -> MegatronOptimizer:
-    """AdamW over this rank's shard; matrices decay, norm weights do not. The learning rate is set before every step."""
+    """AdamW over this rank's shard; norm weights and biases do not decay. The learning rate is set every step."""
     dtype = PARAMS_DTYPE[optim.precision]
     # Only Transformer Engine's FusedAdam keeps moments in another dtype than the master weights.
     precision_aware = (
@@ -46,7 +46,11 @@ def build_optimizer(optim: OptimConfig, chunks: list[DistributedDataParallel], d
         optimizer_offload_fraction=optim.cpu_offload_fraction,
         overlap_cpu_optimizer_d2h_h2d=offload,
     )
-    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=device.type == "cuda")
+    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=device.type == "cuda")
+    for group in optimizer.param_groups:
+        # Norm weights and biases have a factor of 0. megatron-core multiplies in its own scheduler, which is not ours.
+        group["weight_decay"] *= group["wd_mult"]
+    return optimizer
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

@@ -7,7 +7,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1train.config.schema import RunConfig
+from r1train.config.schema import MAIN_HEAD_STAGES, RunConfig
 from r1train.dist.init import Device
 from r1train.model.build import build_chunks
 from r1train.model.gpt import R1Model
@@ -62,6 +62,16 @@ class Trainer:
                 chunk.start_param_sync(force_sync=True)
 
 
+def freeze_mtp(modules: list[R1Model]) -> None:
+    """Keep the MTP modules out of gradient buffers and optimizer: weight decay would shrink what no gradient renews.
+
+    Before wrap_chunks. Checkpoints hold them as ever; embedding and head, which they share, go on training.
+    """
+    for module in modules:
+        if module.mtp_process:
+            module.mtp.requires_grad_(False)
+
+
 def wrap_chunks(cfg: RunConfig, modules: list[R1Model]) -> list[DistributedDataParallel]:
     """Gradient buffers in fp32, summed over data-parallel ranks when the last micro-batch is done."""
     parallel, config = cfg.parallel, modules[0].config
@@ -88,7 +98,8 @@ def wrap_chunks(cfg: RunConfig, modules: list[R1Model]) -> list[DistributedDataP
 def build_trainer(cfg: RunConfig, device: Device, *, total_steps: int, scalar_head: bool = False) -> Trainer:
     """A trainer with initial weights at step 0; train/checkpoint.py loads something else into it.
 
-    scalar_head: the last stage gets a value head too (reward models).
+    scalar_head: the last stage gets a value head too (reward models). Where the stage trains the main head alone, the
+    MTP modules are frozen.
     """
     # Before the optimizer takes its memory: the average is built on the device and then moved to the host.
     average = build_average(cfg, device)
@@ -96,6 +107,8 @@ def build_trainer(cfg: RunConfig, device: Device, *, total_steps: int, scalar_he
     if scalar_head:
         for module in modules:
             add_value_head(module)
+    if isinstance(cfg.stage, MAIN_HEAD_STAGES):
+        freeze_mtp(modules)
     report_backends(cfg, device, modules)
     chunks = wrap_chunks(cfg, modules)
     return Trainer(cfg, device, chunks, build_optimizer(cfg.optim, chunks, device), total_steps, average)

@@ -1,5 +1,6 @@
 """One optimizer step, shared by every training stage: the objective is an argument."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +37,16 @@ class StepResult:
     gauges: dict[str, float | list]
 
 
-def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective) -> StepResult:
+def train_step(
+    trainer: Trainer,
+    batches: list[MicroBatch],
+    objective: Objective,
+    *,
+    before_update: Callable[[], None] = lambda: None,
+) -> StepResult:
     """Schedules, gradients, clip, update. Every data-parallel rank passes the same number of micro-batches.
 
+    before_update: called on every rank when all gradients are there and the weights are as they were; may raise.
     Raises TrainingDiverged before the weights change when the gradient norm is not finite.
     """
     learning_rate = _apply_schedules(trainer)
@@ -50,6 +58,7 @@ def train_step(trainer: Trainer, batches: list[MicroBatch], objective: Objective
     logs, num_tokens = reduce_logs(outputs, trainer.device.torch_device)
     if not all(torch.isfinite(torch.tensor(value)) for value in logs.values()):
         raise TrainingDiverged(f"step {trainer.state.step + 1}: {logs} is not finite; the last checkpoint is unharmed")
+    before_update()
     if trainer.average is not None:
         trainer.average.before_weights_change()
     updated, grad_norm, _ = trainer.optimizer.step()

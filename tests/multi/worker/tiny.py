@@ -46,6 +46,7 @@ STAGES = "Ett|tmL"
 LAYOUTS = {
     "single": ParallelConfig(world_size=1),
     "dp2": ParallelConfig(world_size=2),
+    "dp2_overlap": ParallelConfig(world_size=2, overlap_grad_reduce=True, overlap_param_gather=True),
     "ep2": ParallelConfig(world_size=2, ep=2),
     "pp2": ParallelConfig(world_size=2, pp=2, pp_layout=STAGES),
     "tp2": ParallelConfig(world_size=2, tp=2),

@@ -7,7 +7,6 @@ from r1train.config.check_data import RULES as DATA_RULES
 from r1train.config.check_layout import RULES as LAYOUT_RULES
 from r1train.config.check_model import RULES as MODEL_RULES
 from r1train.config.check_rl import RULES as RL_RULES
-from r1train.config.check_train import RULES as TRAIN_RULES
 
 PRETRAIN = ("stage=pretrain",)
 GRPO = ("stage=grpo", "stage.init_from=x")
@@ -129,32 +128,6 @@ CASES = [
     ("layout_has_mtp_last", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|tmtL"'], "parallel.pp_layout", "after the last"),
     ("layout_has_pp_stages", PRETRAIN, [*PP2, 'parallel.pp_layout="Et|t|tmL"'], "parallel.pp_layout", "has 3 stages"),
     ("device_can_run_it", PRETRAIN, ["optim.precision=fp8_blockwise"], "optim.precision", "FP8 needs a GPU"),
-    ("sequence_fits_positions", PRETRAIN, ["stage.seq_length=513"], "stage.seq_length", "longer than the 512"),
-    ("sequence_divides_over_ranks", PRETRAIN, ["parallel.cp=2", "stage.seq_length=258"], "stage.seq_length", "4 parts"),
-    ("batch_divides_over_ranks", PRETRAIN, ["stage.batch_size=33"], "stage.batch_size", "2 x 8 = 16"),
-    ("optimizer_in_range", PRETRAIN, ["optim.beta2=1.0"], "optim.beta2", "outside [0, 1)"),
-    (
-        "schedules_move_forward",
-        PRETRAIN,
-        ["lr.mtp_weight.segments.0.until=1.0"],
-        "lr.mtp_weight.segments",
-        "must increase",
-    ),
-    (
-        "fractions_end_at_one",
-        PRETRAIN,
-        ["lr.learning_rate.segments.1.until=1.5"],
-        "lr.learning_rate.segments.1.until",
-        "beyond 1",
-    ),
-    ("scheduled_values_not_negative", PRETRAIN, ["lr.bias_rate.start=-1"], "lr.bias_rate.start", "below 0"),
-    (
-        "fine_tuning_keeps_the_expert_bias",
-        ["stage=sft", "stage.init_from=runs/a", "stage.dataset=d.jsonl"],
-        ["lr.bias_rate.start=1e-3"],
-        "lr.bias_rate",
-        "which stage sft keeps as pre-training left it",
-    ),
     ("names_are_unique", PRETRAIN, ["data.corpora.1.name=text"], "data.corpora", "stands 2 times"),
     (
         "corpus_weights_count",
@@ -273,6 +246,34 @@ CASES = [
         "rl.sampling.oversample",
         "fewer prompts",
     ),
+    (
+        "sampling_can_fill_a_rollout",
+        GRPO,
+        ["rl.sampling={keep: mixed, oversample: 2.0, max_tries: 3}", "reward.accuracy=0"],
+        "rl.sampling.keep",
+        "by their accuracy, which weighs nothing",
+    ),
+    (
+        "own_forward_is_of_the_old_policy",
+        GRPO,
+        ["rl.old_logprobs=update", "stage.minibatches_per_step=2", "stage.steps=20", "stage.save_every_steps=10"],
+        "rl.old_logprobs",
+        "have other weights",
+    ),
+    (
+        "own_forward_is_of_the_old_policy",
+        GRPO,
+        ["rl.old_logprobs=update", "stage.minibatches_per_step=1", "rl.routing_replay=old"],
+        "rl.old_logprobs",
+        "what the pass recorded",
+    ),
+    (
+        "own_forward_is_of_the_old_policy",
+        GRPO,
+        ["rl.old_logprobs=update", "stage.minibatches_per_step=1", "rl.stop_if.flipped_experts_share_above=0.1"],
+        "rl.old_logprobs",
+        "what the pass counts",
+    ),
     ("stops_can_be_met", GRPO, ["rl.stop_if.kl_above=-0.1"], "rl.stop_if.kl_above", "never below 0"),
     ("stops_can_be_met", GRPO, ["rl=gspo", "rl.stop_if.kl_above=0.1"], "rl.stop_if.kl_above", "no reference policy"),
     ("sampling_temperature_positive", GRPO, ["rollout.temperature=0"], "rollout.temperature", "above 0"),
@@ -324,7 +325,7 @@ def test_the_base_of_every_case_is_good(problems, stage):
 
 
 def test_every_rule_has_a_case():
-    rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *TRAIN_RULES, *DATA_RULES, *RL_RULES)}
+    rules = {rule.__name__ for rule in (*MODEL_RULES, *LAYOUT_RULES, *DATA_RULES, *RL_RULES)}
     rules |= {rule.__name__ for rule in (*check_deepseek.RULES, *check_deepseek.LAYOUT_RULES)}
     rules |= {rule.__name__ for rule in (*check_dense.RULES, *check_dense.LAYOUT_RULES)}
     assert rules == {case[0] for case in CASES}
@@ -349,6 +350,8 @@ def test_passkey_settings_of_a_corpus(problems):
     assert problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5}}") == {}
     elsewhere = problems(*PRETRAIN, f"{settings}={{max_tokens: 96, documents: 5}}")
     assert elsewhere[settings].what == "only the source builtin:passkey is made from it"
+    longer = problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, min_tokens: 97, documents: 5}}")
+    assert longer[f"{settings}.min_tokens"].what == "documents of at most 96 tokens cannot be as long"
     one_digit = problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5, digits: 1}}")
     assert "one-digit keys" in one_digit[f"{settings}.digits"].what
     assert problems(*PRETRAIN, source, f"{settings}={{max_tokens: 96, documents: 5, digits: 2}}") == {}

@@ -7,6 +7,13 @@ from r1train.config import check_switches
 PRETRAIN = ("stage=pretrain", "evaluate_after=false")
 SFT = ("stage=sft", "stage.init_from=somewhere", "stage.dataset=some.jsonl", "evaluate_after=false")
 GRPO = ("stage=grpo", "stage.init_from=somewhere")
+REWARD_MODEL = (
+    "stage=reward_model",
+    "stage.init_from=somewhere",
+    "stage.dataset=some.jsonl",
+    "stage.steps=4",
+    "evaluate_after=false",
+)
 # tiny has 3 layers and MTP; four processes.
 FOUR = ("cluster.processes_per_node=4", "parallel.world_size=4", "parallel.ep=1")
 CUDA = ("cluster=one_gpu", "cluster.processes_per_node=4", "parallel.world_size=4", "parallel.ep=1")
@@ -111,6 +118,7 @@ CASES = [
         "fp32 (torch's AdamW)",
     ),
     ("optimizer_memory_in_range", [*PRETRAIN, "optim.ema_decay=1.0"], "optim.ema_decay", "outside 0 to 1"),
+    ("optimizer_memory_in_range", [*REWARD_MODEL, "optim.ema_decay=0.9"], "optim.ema_decay", "keeps no average"),
     (
         "rl_memory_can_move",
         [*GRPO, "rl=dapo", "rl.overlong.buffer_tokens=8", "rl.reference_offload=true"],

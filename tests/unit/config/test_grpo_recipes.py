@@ -65,14 +65,15 @@ def test_the_algorithm_is_grpo_as_published(name, step):
 
 
 def test_rl_on_gpus_stops_where_engine_and_trainer_disagree():
-    """docs/rl.md states the bound, a mean of 0.02 in BF16: for every experiment for GPUs that has an RL step."""
+    """docs/rl.md states the bounds in BF16, a mean of 0.02 but for a model whose own rounding is above it."""
     folder = Path(r1train.__file__).parents[1] / "conf" / "experiment"
     found = set()
     for name in sorted(path.stem for path in folder.glob("*.yaml")):
         steps = [item for item in plan_steps([f"experiment={name}"]) if item.step.stage == "grpo"]
         for cfg in (load_config(item.overrides, check_files=False) for item in steps[:1]):
             if cfg.cluster.device == "cuda":
-                assert cfg.optim.precision == "bf16" and cfg.rl.stop_if.logprob_gap_mean_above == 0.02, name
+                bound = 0.05 if name == "smollm2_grpo" else 0.02
+                assert cfg.optim.precision == "bf16" and cfg.rl.stop_if.logprob_gap_mean_above == bound, name
                 found.add(name)
     assert {*STEPS, "mini_grpo", "mini_zero", "mini_full", "smollm2_grpo", "tiny_gpu"} <= found
 

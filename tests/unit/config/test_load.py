@@ -47,7 +47,7 @@ def test_sft_and_grpo_bring_their_own_schedules():
     assert (sft.lr.mtp_weight.start, sft.lr.bias_rate.start) == (0.1, 0.0)
     assert (sft.lr.mtp_weight.segments, sft.lr.bias_rate.segments) == ((), ())
     tiny = load_config(["experiment=tiny", "stage=grpo", "stage.init_from=x"], check_files=False)
-    assert (tiny.lr.name, tiny.lr.bias_rate.start, tiny.lr.mtp_weight.start) == ("grpo", 0.0, 0.1)
+    assert (tiny.lr.name, tiny.lr.bias_rate.start, tiny.lr.mtp_weight.start) == ("grpo", 0.0, 0.0)
 
 
 def test_v3_schedule_has_the_papers_boundaries():

@@ -5,7 +5,6 @@ Sources: DeepSeek-V3 report (arXiv 2412.19437) sections 3 and 4, DeepSeek-V2 rep
 """
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -115,11 +114,15 @@ def test_data(name):
     assert (data.fim_rate, data.mask_across_documents, data.tokenizer_vocab_size) == (0.1, False, 129280)
 
 
+def as_megatron_core_sees(cfg, parallel):
+    """megatron-core's config of the recipe's model in this layout; FP8 and recomputation would ask for a GPU."""
+    optim = dataclasses.replace(cfg.optim, precision="bf16")
+    return transformer_config(cfg.model, dataclasses.replace(parallel, recompute_modules=()), optim, "cpu")
+
+
 def test_what_megatron_core_is_told():
     """config.json: SwiGLU, no biases, dense layers first. Section 4.2: no token dropped; 2.1.2: sequence-wise loss."""
-    cfg = load(V3[0])
-    optim = dataclasses.replace(cfg.optim, precision="bf16")  # FP8 asks for a GPU
-    config = transformer_config(cfg.model, ParallelConfig(world_size=1), optim, "cpu")
+    config = as_megatron_core_sees(load(V3[0]), ParallelConfig(world_size=1))
     assert (config.activation_func, config.gated_linear_unit) == (torch.nn.functional.silu, True)
     assert (config.normalization, config.add_bias_linear, config.add_qkv_bias) == ("RMSNorm", False, False)
     assert config.moe_layer_freq == [0] * 3 + [1] * 58
@@ -275,8 +278,9 @@ def test_trap_5_balance_is_learned_and_ends_and_the_tail_has_two_steps(name):
         "constant",
     ]
     assert cfg.lr.batch_size is not None
-    source = Path(__file__).parents[3] / "r1train" / "model"
-    assert not [path for path in source.glob("*.py") if "force_load_balancing" in path.read_text()]
+    config = as_megatron_core_sees(cfg, cfg.parallel)
+    assert not config.moe_router_force_load_balancing and config.moe_router_force_biased is None
+    assert config.moe_router_enable_expert_bias
 
 
 @pytest.mark.parametrize("name", V3)
@@ -286,8 +290,8 @@ def test_trap_6_the_sequence_loss_is_on(name):
 
 @pytest.mark.parametrize("name", V3)
 def test_trap_7_61_layers_have_a_layout_and_sequence_parallelism_follows_tp(name):
-    parallel = load(name).parallel
-    assert "".join(parse_layout(parallel.pp_layout)).count("t") == 61
-    assert '"sequence_parallel": parallel.tp > 1' in (
-        Path(__file__).parents[3] / "r1train" / "model" / "spec.py"
-    ).read_text(encoding="utf-8")
+    cfg = load(name)
+    assert "".join(parse_layout(cfg.parallel.pp_layout)).count("t") == 61
+    assert as_megatron_core_sees(cfg, cfg.parallel).sequence_parallel == (cfg.parallel.tp > 1)
+    layouts = [ParallelConfig(world_size=tp, tp=tp) for tp in (1, 2, 4)]
+    assert [as_megatron_core_sees(cfg, layout).sequence_parallel for layout in layouts] == [False, True, True]

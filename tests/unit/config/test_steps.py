@@ -75,3 +75,26 @@ def test_problem_of_one_step_names_it_and_problem_of_all_stands_once():
         check_schedule(["experiment=tiny", "per_stage.rl2.rl.kl_coef=-1", "optim.eps=0", "seedd=3"])
     keys = sorted(problem.key for problem in caught.value.problems)
     assert keys == ["[rl2] rl.kl_coef", "optim.eps", "seedd"]
+
+
+def test_what_is_prepared_empty_is_said_before_the_first_stage():
+    """Without tasks there are no prompts and no cold start; pre-training and its kind need none."""
+    with pytest.raises(ConfigError) as caught:
+        check_schedule(["experiment=tiny", "data.tasks=[]"])
+    found = {(problem.key, problem.what.split(", so ")[0]) for problem in caught.value.problems}
+    steps = {"cold_start": "cold_start", "rl1": "train", "reject": "train", "rl2": "train"}
+    heldout = ("cold_start", "rl1", "sft", "rl2")
+    expected = {*steps.items(), *((step, "heldout") for step in heldout)}
+    assert found == {(f"[{step}] data.tasks", f"no task has {count} problems") for step, count in expected}
+    (one,) = [problem for problem in caught.value.problems if problem.key == "[reject] data.tasks"]
+    assert "prompts/train.jsonl that this step reads is empty" in one.what
+    assert [cfg.step for cfg in check_schedule(["experiment=tiny_extend"])][:2] == ["prepare", "pretrain"]
+
+
+def test_only_the_files_that_are_read_have_to_be_there():
+    """Prompts alone are enough for RL on the base, and a cold start of one's own needs none of ours."""
+    task = "{name: chain_sum, train: 9, heldout: 9, cold_start: 0, params: {}, styles: {}}"
+    check_schedule(["experiment=tiny", "schedule=r1_zero", f"data.tasks=[{task}]"])
+    with pytest.raises(ConfigError) as caught:
+        check_schedule(["experiment=tiny", f"data.tasks=[{task}]"])
+    assert [problem.key for problem in caught.value.problems] == ["[cold_start] data.tasks"]

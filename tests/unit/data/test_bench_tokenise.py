@@ -1,5 +1,6 @@
 """tools/bench_tokenise.py: both sides make the same tokens of the same rows, and their times stand side by side."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +21,27 @@ def test_both_sides_are_measured(small_tokenizer, tmp_path, repo):
     tokens = sum(map(len, small_tokenizer.encode_many(texts))) + len(texts)
     assert f"{tokens:,} tokens, 1 workers, 1 rounds" in lines[0]
     kinds = [(line.split()[0], line.split()[1]) for line in lines[1:]]
-    assert kinds == [(side, clock) for clock in ("wall", "CPU") for side in ("library", "tool", "ratio")]
+    clocks = [(side, clock) for clock in ("wall", "CPU") for side in ("library", "tool", "ratio")]
+    assert kinds == [*clocks, ("library", "peak"), ("tool", "peak"), ("worker", "peak")]
     # One round: the ratio of the medians, with two decimals each; the tool's start alone takes CPU time.
     tool = float(lines[5].split(":")[1].split()[0])
     assert tool > 0.1
+    # Python with NumPy and the tokenizers library has some 50 MiB; docs/data.md promises a worker at most 1 GB.
+    worker = float(lines[9].split(":")[1].split()[0])
+    assert 20 < worker < 1024
+
+
+def test_memory_is_that_of_the_largest_grandchild(repo):
+    """A child that starts one with 200 MB; this process's own mark does not fall when its memory is given back."""
+    spec = importlib.util.spec_from_file_location("bench_tokenise", repo / "tools" / "bench_tokenise.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    grandchild = "x = bytearray(200_000_000); del x; print(1, flush=True); input()"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+    memory = bench.Memory()
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        memory.look()
+        process.communicate(b"\n")
+    assert 190 < memory.worker < 300
+    assert memory.own > 20

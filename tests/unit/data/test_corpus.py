@@ -95,7 +95,7 @@ def test_bad_sources(tmp_path, small_tokenizer):
         ("not.txt.gz", "cannot be read"),
         ("not.txt.xz", "cannot be read"),
         ("missing.txt", "no such file"),
-        ("book.pdf", "suffix not known"),
+        ("book.pdf", "suffix not known. Fix: .txt or .jsonl, plain or .gz, .xz or .zst"),
     ):
         with pytest.raises(DataError, match=message):
             write_corpus(documents(str(tmp_path / name)), small_tokenizer, tmp_path / "out")

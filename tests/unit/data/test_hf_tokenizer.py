@@ -153,6 +153,10 @@ def test_other_kinds_of_tokenizers_are_refused(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="not a byte-level BPE"):
         Tokenizer.load(folder)
+    content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="puts a space before every text"):
+        Tokenizer.load(folder)
     for text, message in (("[]", "tokenizer_config.json is not a JSON object"), ("{", "is not JSON")):
         folder = write_folder(tmp_path / "hf", CHATML)
         (folder / "tokenizer_config.json").write_text(text)

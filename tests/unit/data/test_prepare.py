@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from r1train.config.schema_train import CorpusConfig, DataConfig, TaskConfig
-from r1train.data.decontaminate import words
-from r1train.data.documents import gsm8k_rows
 from r1train.data.files import read_rows
 from r1train.data.pretrain import TokenRing
 from r1train.data.problems import normalised
@@ -206,43 +204,6 @@ def test_chats_are_the_cold_start_rows_in_the_frame_of_fine_tuning(tmp_path):
     rows = read_rows(folder / "cold_start.jsonl", {"prompt": str, "response": str})
     expected = {f"<|bos|><|user|>{row['prompt']}<|assistant|>{row['response']}" for row in rows}
     assert set(found) == expected and len(found) == 30
-
-
-def test_documents_that_hold_an_evaluation_set_are_left_out_and_listed(tmp_path, caplog):
-    """Of four documents one holds a shipped held-out question, one a question of a file; FIM and splits come after."""
-    question = gsm8k_rows("heldout")[0]["question"]
-    own = "the seven small cats of the old lighthouse keeper sleep on a warm stone wall all day long"
-    (tmp_path / "suite.jsonl").write_text(json.dumps({"problem": own, "answer": "7"}) + "\n")
-    texts = ["A first text.", f"Before it. {question.upper()} After it.", f"Once {own}!", "A last text, also clean."]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    source = str(tmp_path / "own.jsonl")
-    corpora = (
-        CorpusConfig(name="gsm8k", source="builtin:gsm8k", weight=1.0),
-        CorpusConfig(name="own", source=source, weight=1.0),
-    )
-    names = ("builtin:gsm8k", str(tmp_path / "suite.jsonl"))
-    changes = {"corpora": corpora, "worked_examples": 0, "heldout_fraction": 0.5}
-    with_filter = {**changes, "decontaminate": names}
-    folder = tmp_path / "data"
-    summary = prepare.run(config(folder, **with_filter))
-    assert summary["removed"] == {"gsm8k": 0, "own": 2}
-    sizes = [summary[part].get("own", {"documents": 0})["documents"] for part in ("corpora", "heldout_corpora")]
-    assert sum(sizes) == 2
-    listed = read_rows(folder / "corpus" / "own.report.jsonl", {})
-    assert [row["place"] for row in listed] == [f"{source}:2", f"{source}:3"]
-    assert listed[0]["contaminated"] == " ".join(words(question)[:13])
-    assert listed[1]["contaminated"] == " ".join(own.split()[:13])
-    assert (folder / "corpus" / "gsm8k.report.jsonl").read_text() == ""
-    assert "own: 2 documents left out, listed in corpus/own.report.jsonl" in caplog.text
-
-    before = (folder / "_DONE").stat().st_mtime_ns
-    assert prepare.run(config(folder, **with_filter)) == summary  # nothing to do
-    assert (folder / "_DONE").stat().st_mtime_ns == before
-    (tmp_path / "suite.jsonl").write_text(json.dumps({"problem": "eight words that no document here ever says"}) + "\n")
-    assert prepare.run(config(folder, **with_filter))["removed"] == {"gsm8k": 0, "own": 1}
-    assert prepare.run(config(folder, **with_filter, decontaminate_words=5))["removed"]["gsm8k"] > 30
-    assert prepare.run(config(folder, **changes))["removed"] == {}
-    assert not (folder / "corpus" / "own.report.jsonl").exists()
 
 
 def test_a_key_that_is_not_used_leaves_the_data_as_they_were(tmp_path):

@@ -30,11 +30,52 @@ def test_round_trip(tmp_path):
     assert reviewed.counts == {"accept": 1, "reject": 1, "edit": 1}
 
 
+def test_new_rows_join_and_decisions_stay(tmp_path):
+    """A judge that answers the second time lets another row through, and one less; nobody's work is lost."""
+    path = tmp_path / "review.jsonl"
+    export_review(path, ROWS[:2])
+    decide(path, row0="reject", row1="edit")
+    assert export_review(path, ROWS[1:]) == 1
+    with pytest.raises(DataError, match="1 of 2 rows are still pending. Fix"):
+        import_review(path, ROWS[1:])
+    statuses = {row["id"]: row["status"] for row in map(json.loads, path.read_text().splitlines())}
+    assert statuses == {"0": "reject", "1": "edit", "2": "pending"}
+    before = path.read_bytes()
+    assert export_review(path, ROWS) == 0 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("status", ["accept", "pending"])
+def test_a_response_that_nobody_saw_is_not_accepted(tmp_path, status):
+    """Rewritten since, or edited by a person who left the status as it was: pending again, and the text is kept."""
+    path = tmp_path / "review.jsonl"
+    export_review(path, ROWS[:1])
+    row = json.loads(path.read_text()) | {"status": status, "response": "mine", "comment": "mind this"}
+    path.write_text(json.dumps(row) + "\n")
+    assert export_review(path, ROWS[:1]) == 1
+    with pytest.raises(DataError, match=r"1 of 1 rows are still pending \(1 of them had another response, see earlier"):
+        import_review(path, ROWS[:1])
+    found = json.loads(path.read_text())
+    assert found == row | {"status": "pending", "response": "r0", "earlier": ["mine"]}
+    rewritten = [{**ROWS[0], "response": "r0 again"}]
+    assert export_review(path, rewritten) == 1
+    assert json.loads(path.read_text())["earlier"] == ["mine", "r0"]
+    path.write_text(path.read_text().replace("pending", "accept"))
+    assert export_review(path, rewritten) == 0
+    assert import_review(path, rewritten).rows == rewritten
+
+
 def test_bad_files(tmp_path):
     path = tmp_path / "review.jsonl"
     export_review(path, ROWS[:2])
-    with pytest.raises(DataError, match="1 of 3 rows are not in it, for example 2"):
-        import_review(path, ROWS)
     decide(path, row0="maybe")
-    with pytest.raises(DataError, match="unknown status maybe"):
-        import_review(path, ROWS[:2])
+    for review in (export_review, import_review):
+        with pytest.raises(DataError, match="unknown status maybe"):
+            review(path, ROWS)
+    decide(path)
+    first = path.read_text().splitlines()[0]
+    path.write_text(path.read_text() + first.replace("accept", "reject") + "\n")
+    before = path.read_bytes()
+    for review in (export_review, import_review):
+        with pytest.raises(DataError, match="1 ids occur more than once, for example .'0'."):
+            review(path, ROWS)
+    assert path.read_bytes() == before

@@ -21,12 +21,16 @@ class Answers:
     def __init__(self, group_of, texts):
         self._group_of, self._texts, self.asked = group_of, texts, []
 
-    def generate(self, prompts, params, *, policy_version):
+    def generate(self, prompts, params, *, policy_version, watcher=None):
         self.asked.append(([prompt.id for prompt in prompts], params))
-        return [
+        groups = [
             self._group_of(prompt, [self._texts(prompt, i) for i in range(params.samples_per_prompt)])
             for prompt in prompts
         ]
+        for place, group in enumerate(groups):
+            for sample in group.samples if watcher is not None else ():
+                watcher.finished(place, group.prompt, sample)
+        return groups
 
 
 @pytest.fixture(autouse=True)

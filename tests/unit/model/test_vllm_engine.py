@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from shapes import DENSE
+from stand_in_vllm import Joined, StandIn
 from tiny import YARN_MODEL, Tokens, config, prompts, set_expert_bias
 
 from r1train.errors import EnvironmentProblem
@@ -35,74 +36,6 @@ def no_launcher(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "VLLM_MLA_DISABLE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-
-
-class Joined(torch.nn.Module):
-    """What an engine holds: gate and up of a layer in one parameter, all experts in one, the rest as it comes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: dict[str, dict[str, torch.Tensor]] = {}
-
-    def load_weights(self, weights) -> None:
-        for name, tensor in weights:
-            joined = name
-            for old in ("gate_proj", "up_proj"):
-                joined = joined.replace(old, "gate_up_proj")
-            if ".experts." in joined:
-                joined = f"{joined.partition('.experts.')[0]}.experts.{joined.rpartition('.')[2]}"
-            self.parts.setdefault(joined, {})[name] = tensor.clone().flatten()
-
-    def named_parameters(self, *_args, **_kwargs):
-        return iter([(name, torch.cat(list(parts.values()))) for name, parts in self.parts.items()])
-
-
-@dataclass
-class Output:
-    token_ids: list[int]
-    logprobs: list[dict]
-    routed_experts: object = None
-
-
-@dataclass
-class StandIn:
-    """vLLM's LLM, as far as the engine calls it; answers every request with tokens 5, 6 and <|eos|>."""
-
-    arguments: dict
-    new_runner: bool = True
-    model: Joined = field(default_factory=Joined)
-    calls: list[str] = field(default_factory=list)
-    drawn: list[float] = field(default_factory=list)
-
-    @property
-    def llm_engine(self) -> SimpleNamespace:
-        return SimpleNamespace(vllm_config=SimpleNamespace(use_v2_model_runner=self.new_runner))
-
-    def wake_up(self) -> None:
-        self.calls.append("wake_up")
-
-    def sleep(self, level: int) -> None:
-        self.calls.append(f"sleep {level}")
-
-    def reset_prefix_cache(self) -> None:
-        self.calls.append("reset_prefix_cache")
-
-    def apply_model(self, function) -> list:
-        return [function(self.model)]
-
-    def collective_rpc(self, method: str, kwargs: dict) -> list:
-        assert method == "reload_weights"
-        self.calls.append(method)
-        return [self.model.load_weights(kwargs["weights_iterator"])]
-
-    def generate(self, inputs, requests, use_tqdm) -> list:
-        self.calls.append(f"generate {len(inputs)}")
-        seeds = {request["seed"] for request in requests}
-        assert seeds == {None} or len(seeds) == len(requests)
-        self.drawn.append(torch.rand(()).item())
-        self.requests = requests
-        logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in (5, 6, 1)]
-        return [SimpleNamespace(outputs=[Output([5, 6, 1], logprobs)]) for _ in inputs]
 
 
 @pytest.fixture(params=["deepseek", "dense"])
@@ -172,18 +105,24 @@ def engine(model, monkeypatch, tmp_path):
 
 
 def test_a_rollout_pushes_when_the_policy_is_newer(engine):
+    from r1train.rollout.vllm import request_seed
+
     groups = engine.generate(prompts(), PARAMS, policy_version=4)
     llm = engine._llm
     assert [len(group.samples) for group in groups] == [2] * 5
-    first = groups[0].samples[0]
-    assert (first.tokens.tolist(), first.finish, first.text, first.policy_version) == ([5, 6, 1], "eos", "5 6", 4)
-    assert first.logprobs.tolist() == [-0.5] * 3
+    for group, prompt in zip(groups, prompts(), strict=True):
+        for index, one in enumerate(group.samples):
+            assert (one.prompt_id, one.index, one.finish, one.policy_version) == (prompt.id, index, "eos", 4)
+            # Whichever ended first: the answer to its own request, with the log-probabilities of its tokens.
+            second = 6 + request_seed(PARAMS, prompt.id, index) % 10
+            assert (one.tokens.tolist(), one.text) == ([5, second, 1], f"5 {second}")
+            assert one.logprobs.tolist() == pytest.approx([-0.5, -second / 10, -0.1])
     engine.generate(prompts(), PARAMS, policy_version=4)
     engine.generate(prompts(), PARAMS, policy_version=6)
     assert llm.calls == [
-        *("reset_prefix_cache", "generate 10", "sleep 1"),
-        *("wake_up", "generate 10", "sleep 1"),
-        *("wake_up", "reset_prefix_cache", "generate 10", "sleep 1"),
+        *("reset_prefix_cache", "enqueue 10", "sleep 1"),
+        *("wake_up", "enqueue 10", "sleep 1"),
+        *("wake_up", "reset_prefix_cache", "enqueue 10", "sleep 1"),
     ]
     assert llm.model.r1train_policy_version == 6
     written = json.loads((engine._cfg.run_dir / "engine" / "rank_00000" / "config.json").read_text())
@@ -191,6 +130,63 @@ def test_a_rollout_pushes_when_the_policy_is_newer(engine):
     assert llm.arguments["distributed_executor_backend"] == "external_launcher"
     # vLLM's external launcher reads these, also where torchrun has not set them.
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
+
+
+class Told:
+    """A watcher that writes down what it hears, and after how many steps."""
+
+    def __init__(self, engine) -> None:
+        self.engine, self.heard, self.polls = engine, [], []
+
+    @property
+    def steps(self) -> int:
+        return self.engine._llm.llm_engine.steps
+
+    def finished(self, place, prompt, sample) -> None:
+        self.heard.append((self.steps, place, prompt.id, sample.index))
+
+    def poll(self) -> None:
+        self.polls.append(self.steps)
+
+
+@pytest.mark.parametrize("model", ["dense"], indirect=True)
+def test_a_watcher_hears_of_every_sample_while_the_others_are_drawn(engine):
+    """Ten samples of five prompts, two end in a step, the last first; the watcher has a turn after every step."""
+    told = Told(engine)
+    groups = engine.generate(prompts(), PARAMS, policy_version=1, watcher=told)
+    ids = [prompt.id for prompt in prompts()]
+    assert told.heard == [(step, 5 - step, ids[5 - step], index) for step in range(1, 6) for index in (1, 0)]
+    assert told.polls == [1, 2, 3, 4, 5]
+    assert [group.prompt.id for group in groups] == ids
+
+
+@pytest.mark.parametrize("model", ["dense"], indirect=True)
+def test_a_killed_rollout_keeps_the_groups_that_were_whole(engine, tmp_path):
+    """rollout.store_groups with this engine: three steps drew three groups, the fourth never came."""
+    from r1train.rl.watch import RolloutWatcher
+    from r1train.rollout.journal import Journal
+
+    def journal() -> Journal:
+        return Journal(tmp_path / "a.part.jsonl", PARAMS, policy_version=1, weights={})
+
+    class Graders:
+        def __init__(self) -> None:
+            self.submitted = []
+
+        def submit(self, key, prompt, response) -> None:
+            self.submitted.append((key, response))
+
+        def poll(self) -> None:
+            pass
+
+    engine.generate([], PARAMS, policy_version=1)
+    engine._llm.llm_engine.broken_after = 3
+    graders = Graders()
+    watcher = RolloutWatcher(graders, [0, 1, 2, 3, 4], journal=journal(), attempt=0, group_size=2)
+    with pytest.raises(RuntimeError, match="killed"):
+        engine.generate(prompts(), PARAMS, policy_version=1, watcher=watcher)
+    assert [key for key, _ in graders.submitted] == [9, 8, 7, 6, 5, 4]
+    assert journal().found(0) == {place: prompts()[place].id for place in (2, 3, 4)}
 
 
 def test_mla_kernels_are_for_deepseeks_widths_only(engine):
@@ -250,14 +246,14 @@ def test_the_older_runner_gets_one_seed_for_all_and_leaves_the_trainers_numbers_
     engine.generate(prompts(), PARAMS, policy_version=1)
     llm = engine._llm
     assert None not in {request["seed"] for request in llm.requests}
-    llm.new_runner = False
+    llm.llm_engine.new_runner = False
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     drawn = []
     for name in ("push", "push", "another"):
         engine.generate(prompts(), replace(PARAMS, name=name), policy_version=1)
-        drawn.append(llm.drawn[-1])
+        drawn.append(llm.llm_engine.drawn[-5:])
     assert {request["seed"] for request in llm.requests} == {None}
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.rand(3), expected)
@@ -289,7 +285,7 @@ def test_fp8_pushes_what_an_fp8_export_holds(engine):
 
     engine.generate(prompts(), PARAMS, policy_version=3)
     llm, model = engine._llm, engine._cfg.model
-    assert llm.calls == ["reload_weights", "reset_prefix_cache", "generate 10", "sleep 1"]
+    assert llm.calls == ["reload_weights", "reset_prefix_cache", "enqueue 10", "sleep 1"]
     sent = {name: tensor for parts in llm.model.parts.values() for name, tensor in parts.items()}
     mtp = f"model.layers.{model.num_layers}."
     stored = [item for one in hf_tensors(served_entries(model), FP8) for item in one.stored()]

@@ -158,6 +158,21 @@ def test_a_changed_key_is_named_and_what_depends_on_it_is_stale(done, configs_of
     assert all(any("its parent" in why for why in found[step]) for step in below[first])
 
 
+def test_what_ships_with_the_package_counts_by_its_name(done, configs_of, tmp_path):
+    """Decontamination that is turned on for finished data makes them stale, and so does turning it off again."""
+    clean = configs_of("data.decontaminate=['builtin:gsm8k']")
+    found = stale_steps(clean)
+    assert found["prepare"] == ["data.decontaminate.0 was absent, is now 'builtin:gsm8k'"]
+    assert set(found) == {"prepare", "pretrain", "cold_start", "rl1", "reject", "sft"}
+    shutil.rmtree(tmp_path / "prepare")
+    run(clean[0])
+    assert stale_steps(clean) == {}
+    assert "was 'builtin:gsm8k', is now absent" in stale_steps(done)["prepare"][0]
+    (tmp_path / "rows.jsonl").write_text("{}")
+    by_path = stale_steps(configs_of(f"data.decontaminate=['builtin:gsm8k', '{tmp_path}/rows.jsonl']"))
+    assert by_path["prepare"] == ["its input rows.jsonl (data.decontaminate.1) was not there before"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,6 +181,9 @@ def test_a_changed_key_is_named_and_what_depends_on_it_is_stale(done, configs_of
         "per_stage.pretrain.stage.micro_batch_size=4",
         "per_stage.pretrain.stage.keep_checkpoints=1",
         "rollout.batch_size=7",
+        "rollout.store_groups=true",
+        "rl.offload_during_rollout=true",
+        "rl.reference_offload=true",
         "eval.perplexity_length=64",
         "schedule.name=other",
     ],
@@ -256,6 +274,20 @@ def test_paths_do_not_decide_and_lists_do():
     # A kind that nobody has listed: everything but places.
     other = {"stage": {"name": "new"}, "evaluate_after": False, "root": "r", "rl": {"kl_coef": 0.1}}
     assert deciding(other) == {"stage.name": "new", "evaluate_after": False, "rl.kl_coef": 0.1}
+
+
+def test_where_a_reward_model_waits_decides_nothing():
+    """Lists of records: the switch of each of them, and vLLM's share of the memory."""
+
+    def tree(*, offload: bool, share: float, weight: float) -> dict:
+        reward = {"preferences": [{"name": "a", "weight": weight, "offload": offload}]}
+        rollout = {"engine": "vllm", "gpu_memory_share": share, "push_mib": int(100 * share)}
+        return {"stage": {"name": "grpo"}, "evaluate_after": False, "reward": reward, "rollout": rollout}
+
+    one = tree(offload=False, share=0.4, weight=1.0)
+    assert config_reasons(one, tree(offload=True, share=0.5, weight=1.0)) == []
+    reasons = config_reasons(one, tree(offload=True, share=0.5, weight=2.0))
+    assert reasons == ["reward.preferences.0.weight was 1.0, is now 2.0"]
 
 
 def test_a_key_of_a_newer_version_decides_only_where_it_is_set():

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from r1train.errors import ConfigError, DataError, EnvironmentProblem
+from r1train.reward import grader as grader_module
 from r1train.reward.grader import PACKAGE_PARENT, Grade, GradeItem, Grader
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
@@ -106,6 +107,82 @@ def test_worker_that_cannot_start_is_reported():
     command = (sys.executable, "-c", "raise SystemExit(3)")
     with Grader(processes=1, timeout_s=1.0, command=command) as grader, pytest.raises(EnvironmentProblem):
         grader.grade([item("x")])
+
+
+FAILS_WHILE_THE_FLAG_IS_THERE = """
+import os, sys, time
+if os.path.exists(sys.argv[1]):
+    if sys.argv[1].endswith("hangs"):
+        time.sleep(600)
+    if sys.argv[1].endswith("once"):
+        os.remove(sys.argv[1])
+    sys.exit(3)
+sys.argv[1:2] = []
+"""
+
+
+@pytest.fixture
+def flagged(tmp_path, monkeypatch):
+    """flagged(name) -> (flag, command of a worker that does not start while the flag is there)."""
+    monkeypatch.setattr(grader_module, "START_PAUSE_S", 0.001)
+    script = tmp_path / "flagged_worker.py"
+    script.write_text(FAILS_WHILE_THE_FLAG_IS_THERE + HOSTILE_WORKER)
+    return lambda name: (tmp_path / name, (sys.executable, str(script), str(tmp_path / name)))
+
+
+def without_workers(grader):
+    for worker in grader._workers:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_replacement_that_fails_to_start_is_started_again(flagged):
+    flag, command = flagged("once")
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        assert grader.grade([item("x")]) == [Grade(1.0, None)]
+        flag.touch()
+        without_workers(grader)
+        assert grader.grade([item("x", "2"), item("x")]) == [Grade(0.0, None), Grade(1.0, None)]
+    assert not flag.exists()
+
+
+def test_items_without_any_grader_are_errors_and_the_pool_recovers(flagged, monkeypatch):
+    """The run goes on: a pool that has worked does not stop it, neither with a start that fails nor one that hangs."""
+    monkeypatch.setattr(grader_module, "START_TRIES", 2)
+    flag, command = flagged("always")
+    with Grader(processes=2, timeout_s=5.0, command=command) as grader:
+        grader.grade([item("x"), item("x")])
+        flag.touch()
+        without_workers(grader)
+        lost = Grade(None, "no grader process started (grader process ended with exit code 3)")
+        assert grader.grade([item("x")] * 3) == [lost] * 3
+        flag.unlink()
+        assert grader.grade([item("x", "2")]) == [Grade(0.0, None)]
+    flag, command = flagged("hangs")
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        grader.grade([item("x")])
+        flag.touch()
+        without_workers(grader)
+        monkeypatch.setattr(grader_module, "START_LIMIT_S", 0.2)
+        lost = Grade(None, "no grader process started (grader timed out after 0.2 s)")
+        assert grader.grade([item("x")]) == [lost]
+
+
+def test_a_host_without_room_for_a_process(command, monkeypatch):
+    monkeypatch.setattr(grader_module, "START_PAUSE_S", 0.001)
+    monkeypatch.setattr(grader_module, "START_TRIES", 3)
+
+    def no_room(*_):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        grader.grade([item("x")])
+        without_workers(grader)
+        with monkeypatch.context() as full:
+            full.setattr(grader_module, "_Worker", no_room)
+            (grade,) = grader.grade([item("x")])
+        assert grade.correct is None and "Resource temporarily unavailable" in grade.error
+        assert grader.grade([item("x")]) == [Grade(1.0, None)]
 
 
 def test_worker_ends_by_itself_when_its_parent_was_killed(command):

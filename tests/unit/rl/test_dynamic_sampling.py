@@ -1,5 +1,7 @@
 """Dynamic sampling: which groups are kept, how many prompts are asked, and that the spread over ranks is nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,18 @@ def test_mixed_looks_at_what_could_be_graded():
     assert scored(0, [0.0, 1.0, nan]).is_mixed
     assert not scored(0, [1.0, 1.0, nan]).is_mixed
     assert not scored(0, [nan, nan]).is_mixed
+
+
+def test_mixed_is_about_right_and_wrong_not_about_length_or_format():
+    """DAPO eq. 11: 0 < correct < G. The rewards of all three groups differ."""
+    both, wrong, general = (scored(0, [1.0, 0.4]) for _ in range(3))
+
+    def with_parts(group: ScoredGroup, *parts: dict[str, float]) -> ScoredGroup:
+        return replace(group, scores=tuple(replace(s, parts=p) for s, p in zip(group.scores, parts, strict=True)))
+
+    assert with_parts(both, {"accuracy": 1.0, "format": 1.0}, {"accuracy": 0.0, "format": 1.0}).is_mixed
+    assert not with_parts(wrong, {"accuracy": 0.0, "overlong": 0.0}, {"accuracy": 0.0, "overlong": -0.6}).is_mixed
+    assert with_parts(general, {"format": 1.0, "preference/a": 0.9}, {"format": 1.0, "preference/a": 0.3}).is_mixed
 
 
 def test_small_parts():

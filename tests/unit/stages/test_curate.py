@@ -1,11 +1,13 @@
 """From stored samples to the SFT set: caps, judge, rewriting, copies, review, mixing, provenance, and the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1train.config.load import load_config
+from r1train.data.documents import gsm8k_rows
 from r1train.data.prompts import Prompt
 from r1train.errors import DataError
 from r1train.reward.base import Score
@@ -33,15 +35,18 @@ SAMPLES = [
 ]
 
 
-def run(tmp_path: Path, *overrides: str) -> tuple[list[dict], dict]:
+ENGLISH = "Which number do we get when we add the second number to the first one?"
+
+
+def run(tmp_path: Path, *overrides: str, of: list[list[Candidate]] = SAMPLES) -> tuple[list[dict], dict]:
     cfg = load_config(
         ["experiment=tiny", "stage=reject", "stage.init_from=x", f"root={tmp_path}", *overrides], check_files=False
     )
     path = cfg.run_dir / "samples" / "from_00000000.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [prompt_to_row(place, samples) for place, samples in enumerate(SAMPLES)]
+    rows = [prompt_to_row(place, samples) for place, samples in enumerate(of)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts = [Prompt(name, "t", f"{name}?", "7", {}, (0,)) for name in "abc"]
+    prompts = [Prompt(one[0].prompt_id, "t", one[0].question, "7", {}, (0,)) for one in of]
     curate.write_set(cfg, Asked(prompts, Path("runs/rl1/checkpoints/step_00000012"), PARAMS))
     written = [json.loads(line) for line in (cfg.run_dir / "sft.jsonl").read_text().splitlines()]
     return written, json.loads((cfg.run_dir / "report.json").read_text())
@@ -114,7 +119,31 @@ def test_rewriting(tmp_path, monkeypatch):
     rows, report = run(tmp_path, f"stage.rewrite={JUDGE}")
     assert [row["response"] for row in rows] == [better, SAMPLES[0][2].text, SAMPLES[1][2].text]
     assert [row["provenance"]["rewriter"] for row in rows] == ["m", None, None]
-    assert report["rewrite"] == {"ok": 1, "time-out": 2}
+    assert report["rewrite"] == {"ok": 1, "time-out": 2} and report["rewritten, not taken"] == {}
+
+
+def test_a_rewriting_has_to_pass_the_filters_too(tmp_path, monkeypatch):
+    """In another language than the question's, with code in the thinking: the sample's own words stay."""
+    english = [[replace(one, question=ENGLISH) for one in SAMPLES[0]]]
+    german = "Zuerst rechnen wir die erste Zahl aus und danach addieren wir die zweite Zahl dazu."
+    code = "First we take the number one and then the number two.\n```\nprint(1)\n```"
+    texts = {"a/0": german, "a/2": code}
+    answers(monkeypatch, {name: f"<think>{text}</think><answer>7</answer>" for name, text in texts.items()})
+    strict = ["stage.filters.code_in_thinking=false", f"stage.rewrite={JUDGE}"]
+    rows, report = run(tmp_path, *strict, of=english)
+    assert [row["response"] for row in rows] == [SAMPLES[0][0].text, SAMPLES[0][2].text]
+    assert [row["provenance"]["rewriter"] for row in rows] == [None, None]
+    assert report["rewritten, not taken"] == {"mixed language": 1, "code in thinking": 1}
+    lenient = ["stage.filters.code_in_thinking=true", "stage.filters.language=0.0", f"stage.rewrite={JUDGE}"]
+    rows, report = run(tmp_path, *lenient, of=english)
+    assert [row["provenance"]["rewriter"] for row in rows] == ["m", "m"] and report["rewritten, not taken"] == {}
+    assert [row["parts"]["language"] for row in rows] == [0.0, 1.0], "the scores are those of the text that is written"
+
+
+def test_shipped_rows_are_an_evaluation_set(tmp_path):
+    copied = [[replace(SAMPLES[0][0], question=gsm8k_rows("heldout")[0]["question"])], SAMPLES[1]]
+    rows, report = run(tmp_path, "stage.decontaminate=['builtin:gsm8k']", of=copied)
+    assert [row["id"] for row in rows] == ["b/2"] and report["removed"]["in an evaluation set"] == 1
 
 
 def test_review_stops_and_continues(tmp_path):

@@ -21,19 +21,23 @@ PARAMS = SamplingParams(samples_per_prompt=4, temperature=1.0, top_p=1.0, max_re
 
 
 class Engine:
-    """Answers every prompt; ends like a killed process when it is asked the fatal one."""
+    """Answers every prompt, the last one first; ends like a killed process when it is asked the fatal one."""
 
     def __init__(self, fatal: str | None = None):
         self.fatal, self.asked = fatal, []
 
-    def generate(self, prompts, params, *, policy_version):
+    def generate(self, prompts, params, *, policy_version, watcher):
         if self.fatal in [prompt.id for prompt in prompts]:
             raise KeyboardInterrupt
         self.asked.append([prompt.id for prompt in prompts])
-        return [Group(prompt=prompt, samples=(self._sample(prompt, policy_version),)) for prompt in prompts]
+        groups = [Group(prompt=prompt, samples=(self._sample(prompt, policy_version),)) for prompt in prompts]
+        for place, group in reversed(list(enumerate(groups))):
+            watcher.finished(place, group.prompt, group.samples[0])
+            watcher.poll()
+        return groups
 
     def _sample(self, prompt, policy_version):
-        text = f"<think>so</think><answer>{prompt.answer}</answer>"
+        text = f"<think>so</think><answer>{-1 if prompt.id == 'p4' else prompt.answer}</answer>"
         tokens, logprobs = np.array([7, 1]), np.zeros(2, dtype=np.float32)
         return Sample(
             prompt_id=prompt.id,
@@ -86,7 +90,9 @@ def test_an_interrupted_run_keeps_what_is_finished(sample, tmp_path):
     assert again.asked == [ids(6, 7, 8), ids(9)]
     found = read_samples(tmp_path / "reject")
     assert [one.prompt_id for (one,) in found.values()] == ids(*range(10))
-    assert (found[3][0].policy_version, found[3][0].score.parts["accuracy"]) == (12, 1.0)
+    assert found[3][0].policy_version == 12
+    # The verdicts came last prompt first: the one wrong answer is p4's.
+    assert [one.score.parts["accuracy"] for (one,) in found.values()] == [1.0] * 4 + [0.0] + [1.0] * 5
     nothing = Engine()
     sample(nothing)
     assert nothing.asked == []

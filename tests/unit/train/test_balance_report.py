@@ -23,5 +23,9 @@ def test_gauges_are_numbers_and_per_layer_lists():
     }
 
 
-def test_a_layer_without_tokens_divides_by_nothing():
-    assert BalanceReport(((0, 0),)).max_violation() == [-1.0]
+def test_a_layer_that_did_not_run_is_in_no_number():
+    """MTP's row in RL: without the mend -1 would be its violation, and its experts dead."""
+    report = BalanceReport(((6, 2, 0, 0), (1, 3, 3, 1), (0, 0, 0, 0)))
+    assert report.gauges() == BalanceReport(((6, 2, 0, 0), (1, 3, 3, 1))).gauges()
+    assert (report.max_violation(), report.dead_experts()) == ([2.0, 0.5], 2)
+    assert BalanceReport(((0, 0),)).gauges() == {}

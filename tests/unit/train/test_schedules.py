@@ -5,6 +5,7 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
+from r1train.config.load import load_config
 from r1train.config.schema_train import Piecewise, Segment
 from r1train.train.schedules import Progress, batch_size_at, value_at
 
@@ -84,17 +85,20 @@ def test_batch_ramp_is_a_multiple():
 
 
 def test_tokens_per_step_stay_the_same_when_sequences_get_longer():
-    """V3 section 4.3: 4096 x 15360, then 32K x 1920 and 128K x 480; each extension takes 1000 steps."""
-    assert {4096 * 15360, 32768 * 1920, 131072 * 480} == {62_914_560}
-    lengths = Piecewise(
-        start=4096,
-        segments=tuple(
-            Segment(until=14.8e12 + phase * 1000 * 62_914_560, shape="constant", to=length)
-            for phase, length in enumerate((4096, 32768, 131072))
-        ),
-    )
-    found = [at(lengths, tokens) for tokens in (0, 14.8 * T, 14.8 * T + 1, 14.87 * T, 14.92 * T)]
-    assert found == [4096, 4096, 32768, 131072, 131072]
+    """V3 section 4.3: 4096 x 15360, then 32K x 1920 and 128K x 480, 1000 steps each; at the last step of each."""
+    taken = []
+    for name in ("v3_pretrain_h800_2048", "v3_extend_32k", "v3_extend_128k"):
+        cfg = load_config([f"experiment={name}"], check_files=False)
+        stage, last = cfg.stage, cfg.stage.steps - 1
+        multiple = cfg.parallel.dp * stage.micro_batch_size
+        reached = Progress(tokens=last * stage.batch_size * stage.seq_length, step=last, total_steps=stage.steps)
+        size = batch_size_at(cfg.lr.batch_size, stage.batch_size, reached, multiple=multiple)
+        taken.append((stage.seq_length, size, size * stage.seq_length, value_at(cfg.lr.learning_rate, reached)))
+    assert taken == [
+        (4096, 15360, 62_914_560, 7.3e-6),
+        (32768, 1920, 62_914_560, 7.3e-6),
+        (131072, 480, 62_914_560, 7.3e-6),
+    ]
 
 
 @pytest.mark.parametrize(
