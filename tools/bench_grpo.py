@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=16, help="per prompt")
     parser.add_argument("--tokens", type=int, default=256, help="of each response")
     parser.add_argument("--steps", type=int, default=5, help=f"measured, after {WARM_UP}")
-    parser.add_argument("--row-tokens", type=int, default=16384, help="ours: tokens of a packed row")
+    parser.add_argument("--row-tokens", type=int, default=32768, help="ours: tokens of a packed row")
     parser.add_argument("--micro-batch", type=int, default=32, help="TRL: sequences of a forward")
     parser.add_argument("--trl-dtype", default="float32", help="TRL: of the weights; computed in bf16 on a GPU")
     parser.add_argument("--learning-rate", type=float, default=1e-6)

@@ -71,9 +71,6 @@ def passkey_corpora_have_settings(cfg: RunConfig) -> list[Problem]:
         elif passkey is not None and corpus.source != "builtin:passkey":
             what = "only the source builtin:passkey is made from it"
             problems.append(Problem(key, corpus.source, what, "null, or source builtin:passkey"))
-        if passkey is not None and passkey.min_tokens > passkey.max_tokens:
-            what = f"documents of at most {passkey.max_tokens} tokens cannot be as long"
-            problems.append(Problem(f"{key}.min_tokens", passkey.min_tokens, what, f"1 to {passkey.max_tokens}"))
         if passkey is not None and passkey.digits < 2:
             what = "one-digit keys cannot be kept apart from those that the evaluation asks for"
             problems.append(Problem(f"{key}.digits", passkey.digits, what, "2 or more"))

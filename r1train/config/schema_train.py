@@ -64,13 +64,11 @@ class OptimConfig:
 class PasskeyDocuments:
     """What the corpus builtin:passkey holds (data/passkey_corpus.py).
 
-    max_tokens, min_tokens: of the longest and the shortest document, prompt, answer and end token together, met up to a
-    sentence; 1: as short as key and question are. digits: of a key, 2 or more.
+    max_tokens: of the longest document, prompt, answer and end token together; digits: of a key, 2 or more.
     """
 
     max_tokens: int
     documents: int
-    min_tokens: int = 1
     digits: int = 5
 
 

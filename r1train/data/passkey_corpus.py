@@ -36,7 +36,7 @@ def shown_texts(passkey: PasskeyDocuments, *, seed: int, name: str) -> Iterator[
 def passkey_documents(passkey: PasskeyDocuments, tokenizer: Tokenizer, *, seed: int, name: str) -> Iterator[np.ndarray]:
     """int64 [n] per document, n <= max_tokens: prompt, key, <|eos|>. Document i depends on seed, name and i only.
 
-    Keys are uniform. A length is the larger of two uniform ones from min_tokens on, met up to a sentence: packing cuts
+    Keys are uniform. A length is the larger of two uniform ones, met up to a sentence: packing cuts
     a document the more often the longer it is, so that keys far from their question would be rare. Depths are 0 and 1
     in a tenth of the documents each, else uniform. Raises DataError when max_tokens does not hold a prompt without
     filler.
@@ -51,8 +51,7 @@ def passkey_documents(passkey: PasskeyDocuments, tokenizer: Tokenizer, *, seed: 
         if least > passkey.max_tokens:
             what = f"{passkey.max_tokens} tokens do not hold key, question and answer"
             raise DataError(f"corpus {name!r}: passkey.max_tokens: {what}. Fix: {least} or more")
-        shortest = max(least, passkey.min_tokens)
-        wanted = int(random.integers(shortest, passkey.max_tokens + 1, size=2).max())
+        wanted = int(random.integers(least, passkey.max_tokens + 1, size=2).max())
         sentences = prompt.longest(wanted - least + len(prompt.tokens(0)))
         assert sentences is not None, "the wanted length holds the prompt without filler"
         yield _document(prompt, sentences)
