@@ -159,7 +159,11 @@ class VllmEngine:
     def _arguments(self) -> dict[str, Any]:
         """Of vLLM's LLM. Weights are pushed, so it starts with any."""
         rollout = self._cfg.rollout
-        options = {"enable_return_routed_experts": True} if self._record_routes else {}
+        options: dict[str, Any] = {"enable_return_routed_experts": True} if self._record_routes else {}
+        if not rollout.fp8:
+            # Its kernels take experts as they are loaded. FlashInfer's (Blackwell's default) want gate and up swapped,
+            # which vLLM does after its own loading, not after a push; no sum would see that.
+            options["moe_backend"] = "triton"
         return {
             "model": str(self._write_config()),
             "load_format": "dummy",

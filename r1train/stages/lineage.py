@@ -71,6 +71,7 @@ SPEED = frozenset(
         "reward.preferences.offload",
         "rl.reference_offload",
         "rl.offload_during_rollout",
+        "rl.old_logprobs",
         "eval.folder",
         "eval.passkey.batch_tokens",
     }

@@ -54,16 +54,3 @@ def test_it_does_not_stop_a_right_engine(whole: Path):
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert 0 < max(row["logprob_gap_max"] for row in rows) < 1e-3
-
-
-def test_it_saves_before_the_first_update_too(tmp_path: Path, whole: Path, grpo: Callable):
-    """No update was done: the optimizer is empty, and the run that goes on is the run that was never stopped."""
-    stopped, run = grpo(tmp_path, *OVERRIDES, fault="corrupt", at=0), tmp_path / "rl1"
-    assert stopped.returncode == 1
-    assert "State saved at step 0. Fix: find the cause" in stopped.output
-    assert [folder.parent.name for folder in run.glob("checkpoints/*/_DONE")] == ["step_00000000"]
-    assert read_metrics(run / "metrics.jsonl") == []
-    resumed = grpo(tmp_path, *OVERRIDES)
-    assert resumed.returncode == 0, resumed.output[-4000:]
-    files = [folder / "metrics.jsonl" for folder in (run, whole)]
-    assert first_difference(*map(read_metrics, files), rtol=None) is None

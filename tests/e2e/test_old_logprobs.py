@@ -1,4 +1,7 @@
-"""One update per rollout: its own forward stands for the pass before it, and still stops before the weights change."""
+"""One update per rollout: its own forward stands for the pass before it, and still stops before the weights change.
+
+Here before the first update: the optimizer is empty, and the run that goes on is one that was never stopped.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +26,11 @@ def test_numbers_are_those_of_the_pass_and_a_wrong_engine_teaches_nothing(tmp_pa
     done = grpo(tmp_path / "pass", *OVERRIDES)
     assert done.returncode == 0, done.output[-4000:]
     update = (*OVERRIDES, "rl.old_logprobs=update")
-    stopped, run = grpo(tmp_path / "update", *update, fault="corrupt", at=1), tmp_path / "update" / "rl1"
+    stopped, run = grpo(tmp_path / "update", *update, fault="corrupt", at=0), tmp_path / "update" / "rl1"
     assert stopped.returncode == 1
-    assert "State saved at step 1. Fix: find the cause" in stopped.output
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+    assert "State saved at step 0. Fix: find the cause" in stopped.output
+    assert [folder.parent.name for folder in run.glob("checkpoints/*/_DONE")] == ["step_00000000"]
+    assert read_metrics(run / "metrics.jsonl") == []
     resumed = grpo(tmp_path / "update", *update)
     assert resumed.returncode == 0, resumed.output[-4000:]
     expected, found = (read_metrics(one / "metrics.jsonl") for one in (tmp_path / "pass" / "rl1", run))

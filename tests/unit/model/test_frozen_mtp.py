@@ -81,10 +81,11 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 
 
 def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    """But for the order of the gradient norm's sum."""
+    """But for the order of the gradient norm's sum, by which a bf16 weight may be rounded to its other neighbour."""
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(value, right[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+        rtol = 2**-7 if value.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(value, right[name], rtol=rtol, atol=1e-6, msg=lambda text, name=name: name + text)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

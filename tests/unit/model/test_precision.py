@@ -102,8 +102,13 @@ def test_moments_are_bf16_and_masters_fp32(monkeypatch):
     from r1train.train import optim
 
     seen = {}
+
+    def built(config, chunks, **_):
+        seen.update(vars(config))
+        return SimpleNamespace(param_groups=[])
+
     monkeypatch.setattr(optim, "OptimizerConfig", lambda **options: SimpleNamespace(**options))
-    monkeypatch.setattr(optim, "get_megatron_optimizer", lambda config, chunks, **_: seen.update(vars(config)))
+    monkeypatch.setattr(optim, "get_megatron_optimizer", built)
     cuda = SimpleNamespace(type="cuda")
     optim.build_optimizer(replace(OPTIM, precision="fp8_blockwise", moments_dtype="bf16"), [], cuda)
     assert seen["use_precision_aware_optimizer"] is True

@@ -128,6 +128,8 @@ def test_a_rollout_pushes_when_the_policy_is_newer(engine):
     written = json.loads((engine._cfg.run_dir / "engine" / "rank_00000" / "config.json").read_text())
     assert (written["eos_token_id"], written["bos_token_id"]) == (1, 0)
     assert llm.arguments["distributed_executor_backend"] == "external_launcher"
+    # Other kernels of experts want them in another order than a push gives them.
+    assert llm.arguments["moe_backend"] == "triton"
     # vLLM's external launcher reads these, also where torchrun has not set them.
     assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["0", "1", "0"]
 
@@ -286,6 +288,7 @@ def test_fp8_pushes_what_an_fp8_export_holds(engine):
     engine.generate(prompts(), PARAMS, policy_version=3)
     llm, model = engine._llm, engine._cfg.model
     assert llm.calls == ["reload_weights", "reset_prefix_cache", "enqueue 10", "sleep 1"]
+    assert "moe_backend" not in llm.arguments
     sent = {name: tensor for parts in llm.model.parts.values() for name, tensor in parts.items()}
     mtp = f"model.layers.{model.num_layers}."
     stored = [item for one in hf_tensors(served_entries(model), FP8) for item in one.stored()]
