@@ -25,8 +25,9 @@ def steps(root, *overrides: str) -> dict:
 def test_every_stage_of_r1_in_small(tmp_path):
     configs = steps(tmp_path, "experiment=tiny_full")
     assert {cfg.stage.name for cfg in configs.values()} == {
-        *("prepare", "pretrain", "sft", "grpo", "reject", "pairs", "reward_model", "distill", "evaluate")
+        *("prepare", "pretrain", "sft", "collect", "grpo", "reject", "pairs", "reward_model", "distill", "evaluate")
     }
+    assert configs["cold_start"].stage.dataset == f"{tmp_path}/collect/sft.jsonl"
     assert configs["pairs"].stage.samples_from == f"{tmp_path}/reject"
     assert configs["helpful"].stage.dataset == f"{tmp_path}/pairs/pairs.jsonl"
     (helpful,) = configs["rl2"].reward.preferences
