@@ -52,8 +52,11 @@ class Pair:
 
 
 def pairs_of_prompt(of_prompt: Sequence[Candidate], stage: PairsStage, *, seed: int) -> list[Pair]:
-    """At most pairs_per_prompt pairs of finished responses whose scored texts differ; at random but always the same."""
-    usable = [one for one in of_prompt if not one.truncated and scored_text(one.text, stage.scored)]
+    """At most pairs_per_prompt pairs of finished responses whose scored texts differ; at random but always the same.
+
+    A text without any word is in no pair: a line break alone may be what a rule prefers, and teaches nothing else.
+    """
+    usable = [one for one in of_prompt if not one.truncated and scored_text(one.text, stage.scored).strip()]
     possible = [
         Pair(first, second)
         for first, second in combinations(usable, 2)

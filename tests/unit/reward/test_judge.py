@@ -83,6 +83,8 @@ def test_pairs_differ_in_what_is_scored():
     assert len(pairs_of_prompt(samples, whole, seed=1)) == 3
     assert len(pairs_of_prompt(samples, STAGE, seed=1)) == 1
     assert pairs_of_prompt([replace(one, truncated=True) for one in samples], whole, seed=1) == []
+    # A row of pairs.jsonl without words would be malformed to the reward model that reads it.
+    assert pairs_of_prompt([samples[0], replace(samples[1], text="\n")], whole, seed=1) == []
 
 
 def answer_by(monkeypatch: pytest.MonkeyPatch, judge) -> list[str]:
