@@ -1,8 +1,10 @@
 """Errors a user can cause. Each says what is wrong, where, and how to fix it; the process exits with code 2."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+NAMED = 5  # of many things of one kind that are wrong, how many a message names
 
 
 class R1TrainError(Exception):
@@ -60,6 +62,12 @@ class StageFailed(R1TrainError):
 
 class StaleRun(R1TrainError):
     """A finished or begun stage does not fit its config, its inputs or its own files any more."""
+
+
+def first_of(wrong: Sequence[str]) -> str:
+    """The first NAMED of them for a message, each on a line of its own, and how many more there are."""
+    more = [f"and {len(wrong) - NAMED} more"] if len(wrong) > NAMED else []
+    return "".join(f"\n  - {one}" for one in [*wrong[:NAMED], *more])
 
 
 def exit_code(run: Callable[[], object]) -> int:

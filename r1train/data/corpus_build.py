@@ -22,10 +22,9 @@ from r1train.data.files import write_rows
 from r1train.data.rows import PART_BYTES, Part, check_sources, read_parts
 from r1train.data.split import HELDOUT_SUFFIX
 from r1train.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from r1train.errors import DataError, R1TrainError
+from r1train.errors import DataError, R1TrainError, first_of
 from r1train.log.atomic import write_atomically
 
-_NAMED = 5
 # Raised when the same inputs must give other files than before.
 _FORMAT = 1
 _worker: PartWorker | None = None
@@ -88,10 +87,9 @@ def build_corpus(
     reports = _run_parts(plan, workers, on_part)
     bad = [item for report in reports for item in report.bad]
     if len(bad) > max_bad_rows:
-        shown = "".join(f"\n  - {place}: {reason}" for place, reason in bad[:_NAMED])
-        more = f"\n  - and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        shown = first_of([f"{place}: {reason}" for place, reason in bad])
         fix = f"Fix: mend them, or allow them with --max-bad-rows {len(bad)}"
-        raise DataError(f"{len(bad)} bad rows, allowed are {max_bad_rows}:{shown}{more}\n{fix} (the work is kept)")
+        raise DataError(f"{len(bad)} bad rows, allowed are {max_bad_rows}:{shown}\n{fix} (the work is kept)")
     return _join(plan, reports)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, cast
 
-from r1train.errors import DataError, EnvironmentProblem
+from r1train.errors import DataError, EnvironmentProblem, first_of
 
 
 def _open_zstd(path: Path, mode: str) -> IO[bytes]:
@@ -33,7 +33,6 @@ def optional_pyarrow(module: str, path: Path) -> ModuleType:
 
 
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
-_NAMED_PROBLEMS = 5
 
 
 def bare_suffix(path: Path) -> str:
@@ -116,9 +115,8 @@ def raise_malformed(path: Path, problems: list[str], total: int) -> None:
     """Raise DataError when there are problems: how many of `total` rows, and the first few of them."""
     if not problems:
         return
-    shown = "".join(f"\n  - {problem}" for problem in problems[:_NAMED_PROBLEMS])
-    more = f"\n  - and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
-    raise DataError(f"{path}: {len(problems)} of {total} rows are malformed:{shown}{more}\nFix: correct or remove them")
+    what = f"{len(problems)} of {total} rows are malformed:{first_of(problems)}"
+    raise DataError(f"{path}: {what}\nFix: correct or remove them")
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> int:

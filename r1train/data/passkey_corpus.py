@@ -36,10 +36,9 @@ def shown_texts(passkey: PasskeyDocuments, *, seed: int, name: str) -> Iterator[
 def passkey_documents(passkey: PasskeyDocuments, tokenizer: Tokenizer, *, seed: int, name: str) -> Iterator[np.ndarray]:
     """int64 [n] per document, n <= max_tokens: prompt, key, <|eos|>. Document i depends on seed, name and i only.
 
-    Keys are uniform. A length is the larger of two uniform ones, met up to a sentence: packing cuts
-    a document the more often the longer it is, so that keys far from their question would be rare. Depths are 0 and 1
-    in a tenth of the documents each, else uniform. Raises DataError when max_tokens does not hold a prompt without
-    filler.
+    Keys are uniform. A length is the larger of two uniform ones, met up to a sentence: packing cuts a document the more
+    often the longer it is, so that keys far from their question would be rare. Depths are 0 and 1 in a tenth of the
+    documents each, else uniform. Raises DataError when max_tokens does not hold a prompt without filler.
     """
     for number in range(passkey.documents):
         random = generator(seed=seed, epoch=number, stream=f"passkey/{name}")

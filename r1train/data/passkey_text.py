@@ -77,8 +77,9 @@ class Passkey:
         for _ in range(2):
             count = max(0, count + len(FILLER) * (length - found) // cycle)
             found = len(self.tokens(count))
-        while len(self.tokens(count)) > length:
+        while found > length:
             count -= 1
+            found = len(self.tokens(count))
         while len(self.tokens(count + 1)) <= length:
             count += 1
         return count

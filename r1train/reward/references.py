@@ -3,13 +3,11 @@
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from r1train.errors import DataError
+from r1train.errors import DataError, first_of
 from r1train.reward.accuracy import CHOICE_TASKS, CODE_TASKS, NUMBER_TASKS, OWN_TASKS, verifier_of
 from r1train.reward.choice import check_option
 from r1train.reward.code import read_task
 from r1train.reward.number import reference_number
-
-_NAMED_PROBLEMS = 5
 
 
 class Referenced(Protocol):
@@ -41,10 +39,8 @@ def check_references(problems: Iterable[Referenced], *, place: str, languages: C
         except DataError as error:
             found.append(f"{problem.id} (task {problem.task}): {error}")
     if found:
-        shown = "".join(f"\n  - {one}" for one in found[:_NAMED_PROBLEMS])
-        more = f"\n  - and {len(found) - _NAMED_PROBLEMS} more" if len(found) > _NAMED_PROBLEMS else ""
         raise DataError(
-            f"{place}: {len(found)} of {total} problems cannot be graded:{shown}{more}\n"
+            f"{place}: {len(found)} of {total} problems cannot be graded:{first_of(found)}\n"
             "Fix: correct or remove them, or give them the task that their answers suit"
         )
 

@@ -99,7 +99,8 @@ class GrpoObjective(LogprobObjective):
         self._cfg = cfg
         self._num_tokens = num_tokens
         self._ratios = RatioHistogram(torch.cuda.current_device())
-        self._gap = LogprobGap(torch.cuda.current_device())
+        # Measured here where no pass before the step has done so.
+        self._gap = LogprobGap(torch.cuda.current_device()) if cfg.old_logprobs == "update" else None
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
         assert batch.cu_seqlens is not None, "RL trains on packed rows"
@@ -132,14 +133,14 @@ class GrpoObjective(LogprobObjective):
 
     def _old(self, own: torch.Tensor, extras: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the policy before this step."""
-        if self._cfg.old_logprobs == "pass":
+        if self._gap is None:
             return extras["old_logprobs"]
         self._gap.add(extras["engine_logprobs"], own, mask)
         return own
 
     def logprob_gap(self) -> dict[str, float]:
         """rl/mismatch.py, where no pass before the step has measured it; else empty. Collective, once per object."""
-        if self._cfg.old_logprobs == "pass":
+        if self._gap is None:
             return {}
         return self._gap.reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
 

@@ -8,7 +8,6 @@ from typing import Any
 from r1train.config.schema import EvaluateStage, GrpoStage, PrepareStage, RunConfig
 from r1train.config.schema_samples import PairsStage, RejectStage
 from r1train.data.files import read_rows
-from r1train.reward.accuracy import OWN_TASKS
 from r1train.reward.language import LANGUAGES
 from r1train.reward.references import check_references, check_task_names
 
@@ -33,7 +32,7 @@ def check_prompt_files(cfg: RunConfig) -> None:
         fields: dict[str, type] = {"id": str, "task": str, "answer": str, "metadata": dict}
         rows = [_Row(**{name: row[name] for name in fields}) for row in read_rows(path, fields)]
         # What `prepare` generated is known to reasoning_gym, which need not be imported for it.
-        check_task_names({row.task for row in rows} - generated - OWN_TASKS, place=str(path))
+        check_task_names({row.task for row in rows} - generated, place=str(path))
         check_references(rows, place=str(path), languages=languages)
 
 
