@@ -128,14 +128,14 @@ def test_a_rank_with_less_to_compute_joins_the_others(device, monkeypatch):
 
 
 def peak_bytes(profiled: profile) -> int:
-    """The most bytes that tensors made under the profiler held at a time (the allocator's own count, not the heap's)."""
+    """The most bytes that tensors made under the profiler held at a time: the allocator's own count."""
     events = sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
 
 @torch.no_grad()
 def test_a_long_prompt_takes_bounded_memory(device, monkeypatch):
-    """16,384 tokens on two heads: 2.1 GB of scores, 7.5 GB alive at once; bound to 32 MiB under 160 MB; right tokens."""
+    """16,384 tokens on two heads: 2.1 GB of scores, 7.5 GB alive at once; bound to 32 MiB: under 160 MB."""
     from r1train.rollout import prefill
 
     shape = replace(
