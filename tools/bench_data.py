@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from r1train.data.dali import open_loader
+from r1train.data.fit import ensure_fit
 from r1train.data.loader import Reader, WindowLoader
 from r1train.data.pretrain import PretrainSource
 from r1train.errors import exit_code
@@ -68,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, nargs="+", required=True, help="prefixes of .bin/.idx in one folder")
     parser.add_argument("--seq-length", type=int, default=4096)
+    parser.add_argument("--packing", choices=("concatenate", "best_fit"), default="concatenate")
     parser.add_argument("--batch-size", type=int, default=64, help="windows per step on this device")
     parser.add_argument("--batches", type=int, default=50)
     parser.add_argument("--warm-up", type=int, default=5)
@@ -81,8 +83,11 @@ def run(args: argparse.Namespace) -> None:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     tokens = args.batch_size * args.seq_length
     print(f"{device}, {args.batch_size} windows of {args.seq_length}; median (10 % to 90 %) of {args.batches} batches")
+    if args.packing == "best_fit":
+        for prefix in args.corpus:
+            ensure_fit(prefix, args.seq_length)
     weights = {prefix.name: 1.0 for prefix in args.corpus}
-    source = PretrainSource(args.corpus[0].parent, weights, seq_length=args.seq_length, seed=0)
+    source = PretrainSource(args.corpus[0].parent, weights, seq_length=args.seq_length, seed=0, packing=args.packing)
     for kind in args.loaders:
         with open_loader(kind, Reader(source, 0, 1), device, ahead=args.ahead) as loader:
             timing = measure(

@@ -12,6 +12,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from r1train.config.schema import RunConfig
 from r1train.config.schema_model import ModelConfig
 from r1train.convert.hf_export_config import model_to_hf
+from r1train.train.batches import read_windows
 
 
 class Balance:
@@ -68,13 +69,14 @@ class Reference:
         return self.cfg.model
 
     def losses(self, windows: torch.Tensor) -> torch.Tensor:
-        """windows [b, S + 1] -> cross entropy of every next token, fp32 [b, S]."""
+        """windows [b, S + 1] -> cross entropy of every next token, fp32 [b, S]; 0 where it is no target."""
+        tokens, labels, counted = read_windows(windows)
         for part in self.balance:
             part.sequences = len(windows)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.cfg.optim.precision != "fp32"):
-            logits = self.model(windows[:, :-1], use_cache=False).logits
-        losses = cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
-        return losses.view(len(windows), -1)
+            logits = self.model(tokens, use_cache=False).logits
+        losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view(len(windows), -1) * counted
 
 
 def build_reference(cfg: RunConfig, weights: Path | None, device: torch.device) -> Reference:

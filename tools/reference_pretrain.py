@@ -78,7 +78,7 @@ def train_step(
     reference: Reference, optimizer: torch.optim.AdamW, windows: torch.Tensor, state: TrainState, *, rows: int
 ) -> dict[str, float]:
     """One optimizer step on windows [n, S + 1], `rows` at a time; the values of its line in metrics.jsonl."""
-    cfg, count = reference.cfg, windows[:, 1:].numel()
+    cfg, count = reference.cfg, int((windows[:, 1:] >= 0).sum())
     progress = Progress(state.tokens, state.step, cfg.stage.steps)
     for group in optimizer.param_groups:
         group["lr"] = value_at(cfg.lr.learning_rate, progress)
@@ -109,7 +109,8 @@ def train_step(
 def step_windows(cfg: RunConfig, device: torch.device) -> Iterator[Callable[[TrainState], torch.Tensor]]:
     """What gives every step's windows: the run's loader, blend, seed and batch ramp, for all of its ranks together."""
     weights = {corpus.name: corpus.weight for corpus in cfg.data.corpora}
-    source = PretrainSource(Path(cfg.data.dir) / "corpus", weights, seq_length=cfg.stage.seq_length, seed=cfg.seed)
+    folder, seq_length, packing = Path(cfg.data.dir) / "corpus", cfg.stage.seq_length, cfg.data.packing
+    source = PretrainSource(folder, weights, seq_length=seq_length, seed=cfg.seed, packing=packing)
     multiple = cfg.stage.micro_batch_size * cfg.parallel.dp * micro_batch_rounds(cfg.parallel)
     with open_loader(cfg.data.loader, Reader(source, 0, 1), device) as loader:
 

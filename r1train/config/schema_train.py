@@ -111,6 +111,8 @@ class DataConfig:
     """What the prepare stage builds and later stages read; everything lies below `dir`.
 
     fim_rate: share of the documents cut for fill-in-the-middle when they are tokenised (V3: 0.1).
+    packing: how pre-training cuts documents into windows: concatenate (one after the other, cut anywhere) or best_fit
+    (whole where they fit, V3's; data/fit.py).
     mask_across_documents: attention and loss of pre-training stay within documents (V3: they do not).
     loader: what reads ahead and copies to the GPU; both give the same batches.
     heldout_fraction: share of every corpus's documents that is kept from training, for perplexity (data/split.py).
@@ -132,5 +134,6 @@ class DataConfig:
     fim_rate: float = 0.0
     decontaminate: tuple[str, ...] = ()
     decontaminate_words: int = 13
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
     mask_across_documents: bool = False
     loader: Literal["torch", "dali"] = "torch"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from r1train.data.corpus import beside
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
 

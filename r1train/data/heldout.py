@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from r1train.data.corpus import beside
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.data.split import HELDOUT_SUFFIX
 
 

@@ -30,7 +30,7 @@ _TRAINING = ("seed", "model", "optim", "lr", "stage")
 # Parts of the config that decide a stage's result; stages that are not named here: all but PLACES.
 DECIDES: dict[str, tuple[str, ...]] = {
     "prepare": ("data", "stage"),
-    "pretrain": (*_TRAINING, "data.corpora", "data.mask_across_documents", "eval.perplexity_tokens"),
+    "pretrain": (*_TRAINING, "data.corpora", "data.packing", "data.mask_across_documents", "eval.perplexity_tokens"),
     "sft": _TRAINING,
     "distill": _TRAINING,
     "reward_model": _TRAINING,

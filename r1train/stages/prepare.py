@@ -46,7 +46,7 @@ LOCK_WAIT_S = 3600.0
 REMOVED = "removed.jsonl"
 WORKED = BUILTIN_PREFIX + "worked"
 # What says where the files lie or how training reads them, not what is in them.
-NOT_IN_FILES = ("dir", "loader", "mask_across_documents")
+NOT_IN_FILES = ("dir", "loader", "packing", "mask_across_documents")
 # Raised when the same config must give other files than before.
 _FORMAT = 1
 # The same of configs with data.decontaminate.

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import torch
 from megatron.core import parallel_state
 
 from r1train.config.layout import micro_batch_rounds
 from r1train.config.schema import RunConfig
 from r1train.data.corpus_check import check_corpus
 from r1train.data.dali import open_loader
+from r1train.data.fit import ensure_fit
 from r1train.data.loader import Reader, WindowLoader
 from r1train.data.pretrain import PretrainSource
+from r1train.dist.init import is_rank0
 from r1train.eval.perplexity import heldout_perplexity
 from r1train.log.result import StageResult
 from r1train.stages.session import Session, session, stage_result
@@ -35,10 +38,16 @@ def open_windows(job: Session) -> WindowLoader:
     """The loader of this rank's windows. Raises DataError when a corpus does not fit the tokenizer or the blend."""
     cfg = job.cfg
     folder, weights = Path(cfg.data.dir) / "corpus", {corpus.name: corpus.weight for corpus in cfg.data.corpora}
-    for name, weight in weights.items():
-        if weight > 0:
-            check_corpus(folder / name, job.tokenizer)
-    source = PretrainSource(folder, weights, seq_length=cfg.stage.seq_length, seed=cfg.seed)
+    used = [folder / name for name, weight in weights.items() if weight > 0]
+    for prefix in used:
+        check_corpus(prefix, job.tokenizer)
+    seq_length, packing = cfg.stage.seq_length, cfg.data.packing
+    if packing == "best_fit":
+        if is_rank0():
+            for prefix in used:
+                ensure_fit(prefix, seq_length)
+        torch.distributed.barrier()
+    source = PretrainSource(folder, weights, seq_length=seq_length, seed=cfg.seed, packing=packing)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return open_loader(cfg.data.loader, Reader(source, rank, size), job.device.torch_device)
 

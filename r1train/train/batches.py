@@ -7,14 +7,25 @@ from r1train.dist.comm import largest_count
 from r1train.train.forward import MicroBatch
 
 
+def read_windows(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens and labels [..., S] of windows [..., S + 1], and float32 [..., S], 1 where the label is a target.
+
+    data/pretrain.py says what negative tokens are.
+    """
+    tokens = torch.where(windows < 0, ~windows, windows)
+    return tokens[..., :-1], tokens[..., 1:], (windows[..., 1:] >= 0).float()
+
+
 def dense_micro_batches(windows: torch.Tensor, micro_batch_size: int) -> list[MicroBatch]:
-    """Windows [n, S + 1] of running text -> micro-batches whose every position counts; n is a multiple of the size."""
+    """Windows [n, S + 1] of running text -> micro-batches; n is a multiple of the size.
+
+    Every position counts, but for what fills up windows of whole documents.
+    """
     batches = []
     for part in windows.split(micro_batch_size):
-        tokens, labels = part[:, :-1].contiguous(), part[:, 1:].contiguous()
+        tokens, labels, counted = read_windows(part)
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        every = torch.ones(tokens.shape, device=tokens.device)
-        batches.append(MicroBatch(tokens, labels, positions, every, None, {}))
+        batches.append(MicroBatch(tokens.contiguous(), labels.contiguous(), positions, counted, None, {}))
     return batches
 
 
@@ -27,7 +38,7 @@ def masked_micro_batches(windows: torch.Tensor, *, eos_id: int) -> list[MicroBat
 
 
 def _masked(window: torch.Tensor, eos_id: int) -> MicroBatch:
-    tokens, labels = window[:-1], window[1:]
+    tokens, labels, counted = read_windows(window)
     length, ends_here = len(tokens), tokens == eos_id
     bounds = (ends_here.nonzero()[:, 0] + 1).tolist()
     cuts = torch.tensor(sorted({0, *bounds, length}), dtype=torch.int32, device=window.device)
@@ -36,7 +47,7 @@ def _masked(window: torch.Tensor, eos_id: int) -> MicroBatch:
         tokens=tokens[None],
         labels=labels[None],
         positions=(torch.arange(length, device=window.device) - starts)[None],
-        loss_mask=(~ends_here).float()[None],
+        loss_mask=(counted * ~ends_here)[None],
         cu_seqlens=cuts,
         extras={},
     )

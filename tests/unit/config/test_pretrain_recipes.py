@@ -109,9 +109,10 @@ def test_model(name):
 
 @pytest.mark.parametrize("name", (*V3, "v3_extend_32k", "v3_extend_128k"))
 def test_data(name):
-    """Section 4.1: FIM in PSM order at rate 0.1, no mask between documents, 128K entries (129280 rows)."""
+    """Section 4.1: FIM in PSM order at rate 0.1, whole documents, no mask between them, 128K entries (129280 rows)."""
     data = load(name).data
     assert (data.fim_rate, data.mask_across_documents, data.tokenizer_vocab_size) == (0.1, False, 129280)
+    assert data.packing == "best_fit"
 
 
 def as_megatron_core_sees(cfg, parallel):

@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from r1train.data.corpus import CorpusSize, write_corpus
 from r1train.data.documents import asset, documents, gsm8k_rows
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.errors import DataError
 
 

@@ -9,7 +9,7 @@ from r1train.config.schema_train import CorpusConfig, DataConfig, TaskConfig
 from r1train.data.corpus import write_corpus
 from r1train.data.documents import documents
 from r1train.data.heldout import Windows, heldout_windows
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.data.split import in_heldout
 from r1train.data.tokenizer import Tokenizer
 from r1train.stages import prepare

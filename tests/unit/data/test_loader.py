@@ -29,7 +29,7 @@ needs_dali = pytest.mark.skipif(not HAS_DALI, reason="nvidia-dali is not install
 
 @pytest.fixture
 def source(folder):
-    return PretrainSource(folder, {"small": 1.0, "large": 3.0}, seq_length=16, seed=9)
+    return PretrainSource(folder, {"small": 1.0, "large": 3.0}, seq_length=16, seed=9, packing="concatenate")
 
 
 @pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=needs_dali)])

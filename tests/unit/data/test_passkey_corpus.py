@@ -11,7 +11,7 @@ from r1train.config.schema_train import CorpusConfig, DataConfig, PasskeyDocumen
 from r1train.data.chat import prompt_tokens
 from r1train.data.passkey_corpus import passkey_documents, write_passkey_corpus
 from r1train.data.passkey_text import FILLER, INTRODUCTION, QUESTION, Passkey, draw_key, is_evaluated, passkey_text
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.errors import DataError
 from r1train.eval.passkey import passkey_prompts
 from r1train.stages import prepare

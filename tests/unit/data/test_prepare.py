@@ -9,9 +9,9 @@ import pytest
 
 from r1train.config.schema_train import CorpusConfig, DataConfig, TaskConfig
 from r1train.data.files import read_rows
-from r1train.data.pretrain import TokenRing
 from r1train.data.problems import normalised
 from r1train.data.prompts import PromptSet
+from r1train.data.ring import TokenRing
 from r1train.data.sft import SftSource
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
@@ -173,7 +173,11 @@ def test_fim_is_part_of_the_data_and_the_loader_is_not(tmp_path):
     plain = config(folder)
     prepare.run(plain)
     before = (folder / "_DONE").stat().st_mtime_ns
-    prepare.run(SimpleNamespace(data=dataclasses.replace(plain.data, loader="dali", mask_across_documents=True)))
+    prepare.run(
+        SimpleNamespace(
+            data=dataclasses.replace(plain.data, loader="dali", packing="best_fit", mask_across_documents=True)
+        )
+    )
     assert (folder / "_DONE").stat().st_mtime_ns == before
     assert Tokenizer.load(folder / "tokenizer").fim_ids is None
     prepare.run(SimpleNamespace(data=dataclasses.replace(plain.data, fim_rate=0.1)))

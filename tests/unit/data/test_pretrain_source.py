@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from r1train.data.blend import blend
 from r1train.data.order import epoch_order
 from r1train.data.pretrain import PretrainSource
+from r1train.data.ring import TokenRing
 from r1train.errors import DataError
 
 
 def source(folder, **changes):
-    arguments = {"weights": {"small": 1.0, "large": 3.0}, "seq_length": 16, "seed": 9}
+    arguments = {"weights": {"small": 1.0, "large": 3.0}, "seq_length": 16, "seed": 9, "packing": "concatenate"}
     return PretrainSource(folder, **{**arguments, **changes})
 
 
@@ -54,7 +55,7 @@ def test_blend_invariants(weights):
 
 def test_windows_cover_an_epoch_once(folder):
     one = source(folder, weights={"small": 2.0})
-    ring = one._rings[0]
+    ring = TokenRing(folder / "small")
     windows = ring.num_tokens // 16
     flat = ring.read(0, ring.num_tokens)
     epochs = [one.batch(epoch * windows, windows).numpy() for epoch in range(2)]
@@ -73,7 +74,8 @@ def test_windows_cover_an_epoch_once(folder):
 
 def test_every_window_is_in_the_ring(folder):
     mixed = source(folder)
-    doubled = [np.concatenate([ring.read(0, ring.num_tokens)] * 2) for ring in mixed._rings]
+    rings = [TokenRing(folder / name) for name in ("small", "large")]
+    doubled = [np.concatenate([ring.read(0, ring.num_tokens)] * 2) for ring in rings]
     texts = [" ".join(map(str, flat)) for flat in doubled]
     for index in range(40):
         corpus, _ = blend([1.0, 3.0]).at(index)

@@ -18,7 +18,7 @@ from r1train.data.corpus_part import PartOptions, PartReport, PartWorker
 from r1train.data.documents import documents, gsm8k_rows
 from r1train.data.encode import _PIECE_CHARACTERS, _pieces, encode_documents
 from r1train.data.fim import FimRule, fim_parts
-from r1train.data.pretrain import TokenRing
+from r1train.data.ring import TokenRing
 from r1train.data.rows import read_parts, row_text
 from r1train.data.split import in_heldout
 from r1train.data.tokenizer import FIM_TOKENS, SPECIAL_TOKENS, Tokenizer, save_tokenizer, train_tokenizer
