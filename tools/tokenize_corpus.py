@@ -29,7 +29,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-bad-rows", type=int, default=0, help="rows without a document to accept, all reported")
     parser.add_argument("--heldout-fraction", type=float, default=0.0, help="of the documents, into PREFIX_heldout")
     parser.add_argument("--fim-rate", type=float, default=0.0, help="share of documents cut for fill-in-the-middle")
-    parser.add_argument("--seed", type=int, default=1234, help="of the fill-in-the-middle cuts")
+    split = "share of the tokens of punctuation and line breaks to split again"
+    parser.add_argument("--boundary-split-rate", type=float, default=0.0, help=split)
+    parser.add_argument("--seed", type=int, default=1234, help="of the cuts and splits")
     parser.add_argument("--decontaminate", nargs="*", default=[], help="jsonl files, or builtin:gsm8k")
     parser.add_argument("--ngram", type=int, default=13, help="words that an evaluation set must not share")
     return parser.parse_args()
@@ -41,6 +43,7 @@ def plan_of(args: argparse.Namespace) -> BuildPlan:
         text_field=args.text_field,
         heldout_fraction=args.heldout_fraction,
         fim_rate=args.fim_rate,
+        boundary_split_rate=args.boundary_split_rate,
         seed=args.seed,
         decontaminate=tuple(args.decontaminate),
         ngram=args.ngram,

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 from r1train.data.documents import documents
+from r1train.data.pre_tokenizer import PRE_TOKENIZERS
 from r1train.data.tokenizer import save_tokenizer, train_tokenizer
 from r1train.errors import exit_code
 
 
 def run(args: argparse.Namespace) -> None:
-    bpe = train_tokenizer(itertools.chain.from_iterable(map(documents, args.input)), args.vocab_size, fim=args.fim)
+    texts = itertools.chain.from_iterable(map(documents, args.input))
+    bpe = train_tokenizer(texts, args.vocab_size, fim=args.fim, pre_tokenizer=args.pre_tokenizer)
     save_tokenizer(bpe, args.out)
     print(f"{args.out}: vocabulary of {args.vocab_size}")
 
@@ -24,6 +26,7 @@ def main() -> int:
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets tokenizer.json")
     parser.add_argument("--fim", action="store_true", help="with the tokens of fill-in-the-middle")
+    parser.add_argument("--pre-tokenizer", choices=PRE_TOKENIZERS, default="digits", help="how words are found first")
     args = parser.parse_args()
     return exit_code(lambda: run(args))
 

@@ -89,11 +89,15 @@ def fim_rate_is_a_share(cfg: RunConfig) -> list[Problem]:
     return [] if 0 <= rate < 1 else [Problem("data.fim_rate", rate, "outside [0, 1)", "V3 uses 0.1; 0 cuts nothing")]
 
 
-def foreign_tokenizer_has_no_fim(cfg: RunConfig) -> list[Problem]:
-    if cfg.data.tokenizer is None or cfg.data.fim_rate == 0:
-        return []
-    what = "the tokens of fill-in-the-middle are made when a tokenizer is trained, and data.tokenizer is taken as it is"
-    return [Problem("data.fim_rate", cfg.data.fim_rate, what, "0, or data.tokenizer=null")]
+def boundary_split_rate_is_a_share_of_something(cfg: RunConfig) -> list[Problem]:
+    """Our own tokenizers have tokens of punctuation and line breaks only by DeepSeek-V3's pre-tokenizer."""
+    key, rate = "data.boundary_split_rate", cfg.data.boundary_split_rate
+    if not 0 <= rate < 1:
+        return [Problem(key, rate, "outside [0, 1)", "e.g. 0.1; 0 splits nothing")]
+    if rate > 0 and cfg.data.tokenizer is None and cfg.data.pre_tokenizer == "digits":
+        what = "the pre-tokenizer digits makes no tokens of punctuation and line breaks"
+        return [Problem(key, rate, what, "0, or data.pre_tokenizer=deepseek_v3")]
+    return []
 
 
 def tasks_from_files_have_them(cfg: RunConfig) -> list[Problem]:
@@ -152,7 +156,7 @@ RULES = (
     passkey_corpora_have_settings,
     heldout_fraction_is_a_share,
     fim_rate_is_a_share,
-    foreign_tokenizer_has_no_fim,
+    boundary_split_rate_is_a_share_of_something,
     tasks_from_files_have_them,
     isolated_documents_come_one_by_one,
     batch_ramp_ends_at_the_batch,

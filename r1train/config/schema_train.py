@@ -111,6 +111,8 @@ class DataConfig:
     """What the prepare stage builds and later stages read; everything lies below `dir`.
 
     fim_rate: share of the documents cut for fill-in-the-middle when they are tokenised (V3: 0.1).
+    boundary_split_rate: share of the places where a token of punctuation and line breaks is split into its parts when
+    documents are tokenised (V3 does so and does not say how often; data/boundaries.py).
     packing: how pre-training cuts documents into windows: concatenate (one after the other, cut anywhere) or best_fit
     (whole where they fit, V3's; data/fit.py).
     mask_across_documents: attention and loss of pre-training stay within documents (V3: they do not).
@@ -119,7 +121,7 @@ class DataConfig:
     decontaminate: jsonl files of evaluation sets, or builtin:gsm8k for its held-out rows; documents of the corpora that
     share decontaminate_words words in a row with any string there are left out and listed (data/decontaminate.py).
     tokenizer: folder of a tokenizer to use as it is, ours or a Hugging Face model's with its chat template; null: one
-    is trained on the corpora.
+    is trained on the corpora, of words that pre_tokenizer finds (data/pre_tokenizer.py).
     """
 
     name: str
@@ -130,8 +132,10 @@ class DataConfig:
     worked_examples: int
     seed: int
     tokenizer: str | None = None
+    pre_tokenizer: Literal["digits", "deepseek_v3"] = "digits"
     heldout_fraction: float = 0.0
     fim_rate: float = 0.0
+    boundary_split_rate: float = 0.0
     decontaminate: tuple[str, ...] = ()
     decontaminate_words: int = 13
     packing: Literal["concatenate", "best_fit"] = "concatenate"

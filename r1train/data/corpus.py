@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
+from r1train.data.document_rules import NO_RULES, DocumentRules
 from r1train.data.encode import encode_documents
-from r1train.data.fim import FimRule
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
 
@@ -73,7 +73,9 @@ class CorpusWriter:
             path.unlink(missing_ok=True)
 
 
-def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, fim: FimRule | None = None) -> CorpusSize:
+def write_corpus(
+    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, rules: DocumentRules = NO_RULES
+) -> CorpusSize:
     """Tokenise `texts` into prefix.bin, .idx and .json, every document ending with the end-of-sequence token.
 
     All files are written under temporary names and renamed at the end. Raises DataError when there is no document,
@@ -81,7 +83,7 @@ def write_corpus(texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, fi
     """
     with CorpusWriter(prefix, tokenizer) as writer:
         for batch in _batches(texts):
-            for document in encode_documents(batch, tokenizer, fim):
+            for document in encode_documents(batch, tokenizer, rules):
                 writer.add(document)
         if writer.size.documents == 0:
             raise DataError(f"{prefix}: the corpus has no documents. Fix: give a source with text")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from r1train.data.corpus import CorpusSize, CorpusWriter, beside
 from r1train.data.decontaminate import NgramFilter, evaluation_file, evaluation_texts
+from r1train.data.document_rules import NO_RULES, document_rules
 from r1train.data.encode import encode_documents
-from r1train.data.fim import FimRule
 from r1train.data.rows import Part, row_text
 from r1train.data.split import HELDOUT_SUFFIX, in_heldout
 from r1train.data.tokenizer import Tokenizer
@@ -20,7 +20,8 @@ class PartOptions:
     """Everything besides the rows that decides what comes out.
 
     text_field: key of a JSON row, or column of a parquet file, that holds the document. heldout_fraction: of the
-    documents, into a corpus of their own, always without FIM. decontaminate: jsonl files of evaluation sets, or
+    documents, into a corpus of their own, which FIM and splits leave alone. boundary_split_rate: data/boundaries.py.
+    decontaminate: jsonl files of evaluation sets, or
     builtin:gsm8k, whose ngram-word runs a training document must not share (held-out documents neither).
     """
 
@@ -28,6 +29,7 @@ class PartOptions:
     text_field: str = "text"
     heldout_fraction: float = 0.0
     fim_rate: float = 0.0
+    boundary_split_rate: float = 0.0
     seed: int = 1234
     decontaminate: tuple[str, ...] = ()
     ngram: int = 13
@@ -49,15 +51,16 @@ class PartWorker:
     """Made once per process: the tokenizer and the n-grams take a while to load."""
 
     def __init__(self, options: PartOptions, folder: Path):
-        """Raises DataError: not our tokenizer, FIM without its tokens, shares outside [0, 1), bad evaluation files."""
-        for name, share in (("heldout_fraction", options.heldout_fraction), ("fim_rate", options.fim_rate)):
+        """Raises DataError: no such tokenizer or tokens, shares outside [0, 1), bad evaluation files."""
+        shares = {"heldout_fraction": options.heldout_fraction, "fim_rate": options.fim_rate}
+        for name, share in (shares | {"boundary_split_rate": options.boundary_split_rate}).items():
             if not 0 <= share < 1:
                 raise DataError(f"{name} {share}: not a share. Fix: at least 0 and below 1")
         self._options, self._folder = options, folder
         self._tokenizer = Tokenizer.load(options.tokenizer)
-        self._fim = FimRule(options.fim_rate, options.seed) if options.fim_rate else None
-        if self._fim and self._tokenizer.fim_ids is None:
-            raise DataError(f"{options.tokenizer}: a tokenizer without FIM tokens. Fix: train it with --fim")
+        self._rules = document_rules(
+            self._tokenizer, fim_rate=options.fim_rate, split_rate=options.boundary_split_rate, seed=options.seed
+        )
         paths = map(evaluation_file, options.decontaminate)
         self._ngrams = NgramFilter(evaluation_texts(paths), n=options.ngram) if options.decontaminate else None
 
@@ -80,7 +83,7 @@ class PartWorker:
 
     def _write(self, index: int, kind: str, texts: list[str]) -> CorpusSize:
         with CorpusWriter(part_prefix(self._folder, index, kind), self._tokenizer) as writer:
-            for document in encode_documents(texts, self._tokenizer, None if kind else self._fim):
+            for document in encode_documents(texts, self._tokenizer, NO_RULES if kind else self._rules):
                 writer.add(document)
             return writer.finish()
 

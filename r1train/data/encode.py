@@ -1,10 +1,11 @@
-"""Texts -> the token ids of documents as they stand in a corpus: FIM where asked for, an end-of-document token."""
+"""Texts -> the token ids of documents as they stand in a corpus: by their rules, with an end-of-document token."""
 
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from r1train.data.document_rules import NO_RULES, DocumentRules
 from r1train.data.fim import FimRule, fim_parts
 from r1train.data.tokenizer import Tokenizer
 
@@ -16,15 +17,18 @@ _PIECE_CHARACTERS = 1 << 18
 _CUT = re.compile(r"(?<=[A-Za-z0-9])(?= [A-Za-z0-9])|(?<=[^\W_])(?=\n)|(?<=[\u4e00-\u9fff])(?=[\uff0c\u3002])")
 
 
-def encode_documents(texts: Sequence[str], tokenizer: Tokenizer, fim: FimRule | None = None) -> Iterator[np.ndarray]:
-    """int64 [n] per text, in order; the last id is document_end_id. fim needs a tokenizer with the FIM tokens."""
+def encode_documents(
+    texts: Sequence[str], tokenizer: Tokenizer, rules: DocumentRules = NO_RULES
+) -> Iterator[np.ndarray]:
+    """int64 [n] per text, in order; the last id is document_end_id."""
     for batch in _batches(texts):
-        plans = [_plan(text, tokenizer, fim) for text in batch]
+        plans = [_plan(text, tokenizer, rules.fim) for text in batch]
         pieces = [item for plan in plans for item in plan if isinstance(item, str)]
         encoded = (ids for few in _batches(pieces) for ids in _encoded(few, tokenizer))
-        for plan in plans:
+        for text, plan in zip(batch, plans, strict=True):
             parts = [next(encoded) if isinstance(item, str) else np.array([item], dtype=np.int64) for item in plan]
-            yield np.concatenate(parts)
+            ids = np.concatenate(parts)
+            yield ids if rules.split is None else rules.split.apply(ids, text)
 
 
 def _encoded(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:

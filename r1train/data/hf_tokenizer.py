@@ -16,6 +16,14 @@ from r1train.errors import DataError
 
 _, CONFIG_FILE, _NAMES_FILE, _TEMPLATE_FILE = TOKENIZER_FILES
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Begin, hole and end of fill-in-the-middle as DeepSeek's models, Qwen's and StarCoder's call them: prefix, suffix and
+# middle follow them in this order.
+_FIM = (
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    ("<|fim_begin|>", "<|fim_hole|>", "<|fim_end|>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+)
 # What a template's frame must leave alone: a question at once, one with white space at its ends, other scripts.
 _PROBES = ("What is 3 + 4?", "  12 cats\nand 3.5 dogs\n\n", "\u00e9t\u00e9 \u4f60\u597d")
 
@@ -53,7 +61,14 @@ def _roles(folder: Path, plain: tokenizers.Tokenizer, parsing: tokenizers.Tokeni
         pad_id=ids.get("pad_token", document_end),
         document_end_id=document_end,
         chat=_frame(turn, plain, parsing),
+        fim_ids=_fim_ids(parsing),
     )
+
+
+def _fim_ids(parsing: tokenizers.Tokenizer) -> tuple[int, ...] | None:
+    added = {token.content: number for number, token in parsing.get_added_tokens_decoder().items()}
+    named = next((names for names in _FIM if added.keys() >= set(names)), None)
+    return None if named is None else tuple(added[name] for name in named)
 
 
 def _tokens(config: dict[str, Any]) -> dict[str, str | None]:

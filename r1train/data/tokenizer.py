@@ -1,9 +1,10 @@
 """Byte-level BPE: training it, and the thin class that the rest of the program encodes and decodes with.
 
-Every byte is in the alphabet, so any text survives a round trip. In a tokenizer that is trained here digits are always
-single tokens: numbers then have one spelling, and arithmetic is learnt digit by digit. The special tokens come first,
-ids 0 to 8; those of FIM, where the data ask for it, follow with ids 9 to 11. A model that comes from elsewhere keeps
-its own tokenizer (data/hf_tokenizer.py); nothing beyond this file sees a difference.
+Every byte is in the alphabet, so any text survives a round trip. In a tokenizer that is trained here digits are single
+tokens unless data.pre_tokenizer says otherwise: numbers then have one spelling, and arithmetic is learnt digit by
+digit. The special tokens come first, ids 0 to 8; those of FIM, where the data ask for it, follow with ids 9 to 11. A
+model that comes from elsewhere keeps its own tokenizer (data/hf_tokenizer.py); nothing beyond this file sees a
+difference.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from r1train.data.hf_tokenizer import CONFIG_FILE, hf_roles
+from r1train.data.pre_tokenizer import pre_tokenizer as words_of
 from r1train.data.roles import ChatFrame, Roles
 from r1train.errors import DataError
 
@@ -36,7 +38,9 @@ MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fim: bool = False) -> tokenizers.Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, fim: bool = False, pre_tokenizer: str = "digits"
+) -> tokenizers.Tokenizer:
     """Train on `texts`; the same texts give the same tokenizer. fim: with the three tokens of data/fim.py.
 
     Raises DataError when vocab_size cannot hold the bytes and special tokens, or the texts have too few merges for it.
@@ -46,9 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fim: bool = False)
     if vocab_size < least:
         raise DataError(f"vocabulary of {vocab_size}: too small. Fix: at least {least} (256 bytes and special tokens)")
     bpe = tokenizers.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    bpe.pre_tokenizer = words_of(pre_tokenizer)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -1,7 +1,7 @@
 """Prepare stage: raw text and problem generators -> tokenizer, .bin/.idx corpora, cold-start examples and prompt sets.
 
-Single process. Everything is built in <data.dir>.tmp and renamed piece by piece; the marker _DONE, with a hash of what
-the data were made from, comes last. A second run with the same inputs does nothing.
+Single process. Everything is built in <data.dir>.tmp and renamed file by file; the marker _DONE, with a hash of what
+the data were made from, comes last. A second run with the same inputs does nothing. Files that are not its own stay.
 """
 
 import hashlib
@@ -9,13 +9,13 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from r1train.config.prepared import TOKENIZER, prepared_names
 from r1train.config.schema import RunConfig
 from r1train.config.schema_train import DataConfig, TaskConfig
 from r1train.convert.carry import carry_files
@@ -24,9 +24,9 @@ from r1train.data.cold_start import apportion, worked_text
 from r1train.data.corpus import beside, write_corpus
 from r1train.data.decontaminate import CleanTexts, NgramFilter, evaluation_file, evaluation_texts
 from r1train.data.decontaminate_problems import clean_problems
+from r1train.data.document_rules import document_rules
 from r1train.data.documents import BUILTIN_PREFIX, asset, documents
 from r1train.data.files import write_rows
-from r1train.data.fim import FimRule
 from r1train.data.order import epoch_order
 from r1train.data.passkey_corpus import PASSKEY, shown_texts, write_passkey_corpus
 from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_problem_sets
@@ -38,10 +38,9 @@ from r1train.errors import DataError
 from r1train.log.lock import hold
 from r1train.log.result import StageResult
 from r1train.reward.references import check_references
+from r1train.stages.data_folder import check_free, finished, place
 
 _log = logging.getLogger(__name__)
-MARKER = "_DONE"
-PIECES = ("tokenizer", "corpus", "prompts", "cold_start.jsonl")
 LOCK_WAIT_S = 3600.0
 REMOVED = "removed.jsonl"
 WORKED = BUILTIN_PREFIX + "worked"
@@ -58,18 +57,22 @@ _TOKENIZER_CHARACTERS = 2_000_000
 def run(cfg: RunConfig) -> dict:
     """Build cfg.data.dir. Returns the summary: tokens and documents per corpus, examples, prompts per set and task.
 
-    Raises DataError for whatever is wrong with the sources, tasks or parameters; the folder then stays as it was.
+    Raises DataError for whatever is wrong with the sources, tasks or parameters, and where a file that it did not write
+    has a name that it would write; the folder then stays as it was.
     """
     folder = Path(cfg.data.dir)
     fingerprint = _fingerprint(cfg.data)
-    done = _finished(folder, fingerprint)
+    done = finished(folder, fingerprint)
     if done is not None:
         return done
+    # What can be known before hours of tokenising. A given tokenizer may be the one that lies there.
+    names = prepared_names(corpus.name for corpus in cfg.data.corpora)
+    check_free(folder, [name for name in names if name != TOKENIZER or cfg.data.tokenizer is None])
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         summary = _build(cfg.data, partial)
-        _move_into_place(partial, folder, {"hash": fingerprint, "summary": summary})
+        place(partial, folder, fingerprint=fingerprint, summary=summary)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return summary
@@ -105,15 +108,6 @@ def _fingerprint(data: DataConfig) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _finished(folder: Path, fingerprint: str) -> dict | None:
-    """Summary of a finished build from the same inputs, or None."""
-    marker = folder / MARKER
-    if not marker.is_file() or not all((folder / piece).exists() for piece in PIECES):
-        return None
-    content = json.loads(marker.read_text(encoding="utf-8"))
-    return content["summary"] if content["hash"] == fingerprint else None
-
-
 def _build(data: DataConfig, out: Path) -> dict:
     _check_names(data)
     sets = _problem_sets(data)
@@ -136,9 +130,11 @@ def _build(data: DataConfig, out: Path) -> dict:
         write_rows(beside(out / "corpus" / name, ".report.jsonl"), listed)
     if ngrams is not None:
         write_rows(out / "prompts" / REMOVED, clean.removed)
-    fim = FimRule(data.fim_rate, data.seed) if data.fim_rate > 0 else None
+    rates = {"fim_rate": data.fim_rate, "split_rate": data.boundary_split_rate}
+    rules = document_rules(tokenizer, **rates, seed=data.seed)
     sizes = {
-        name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, fim=fim)) for name, source in texts.items()
+        name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, rules=rules))
+        for name, source in texts.items()
     }
     for name, settings in passkey.items():
         sizes[name] = asdict(write_passkey_corpus(settings, tokenizer, out / "corpus" / name, seed=data.seed))
@@ -194,7 +190,9 @@ def _clean_texts(
 def _tokenizer(data: DataConfig, texts: Iterable[str], folder: Path) -> Tokenizer:
     """The tokenizer that the config names, with the small files that lie beside it, or one that is trained on texts."""
     if data.tokenizer is None:
-        save_tokenizer(train_tokenizer(texts, data.tokenizer_vocab_size, fim=data.fim_rate > 0), folder)
+        fim, pre_tokenizer = data.fim_rate > 0, data.pre_tokenizer
+        bpe = train_tokenizer(texts, data.tokenizer_vocab_size, fim=fim, pre_tokenizer=pre_tokenizer)
+        save_tokenizer(bpe, folder)
         return Tokenizer.load(folder)
     carry_files(Path(data.tokenizer), folder)
     tokenizer = Tokenizer.load(folder)
@@ -280,16 +278,3 @@ def _write_prompts(path: Path, problems: list[Problem]) -> dict[str, int]:
     write_rows(path, (problem.row() for problem in problems))
     tasks = [problem.task for problem in problems]
     return {task: tasks.count(task) for task in sorted(set(tasks))}
-
-
-def _move_into_place(partial: Path, folder: Path, marker: dict) -> None:
-    """Rename the finished pieces into folder; the old marker goes first and the new one comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).unlink(missing_ok=True)
-    for piece in PIECES:
-        target = folder / piece
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(partial / piece, target)
-    (partial / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial / MARKER, folder / MARKER)

@@ -145,7 +145,20 @@ CASES = [
         "all 0",
     ),
     ("heldout_fraction_is_a_share", PRETRAIN, ["data.heldout_fraction=1.0"], "data.heldout_fraction", "outside [0, 1)"),
-    ("foreign_tokenizer_has_no_fim", PRETRAIN, ["data.tokenizer=x", "data.fim_rate=0.1"], "data.fim_rate", "as it is"),
+    (
+        "boundary_split_rate_is_a_share_of_something",
+        PRETRAIN,
+        ["data.boundary_split_rate=0.1"],
+        "data.boundary_split_rate",
+        "digits makes no tokens",
+    ),
+    (
+        "boundary_split_rate_is_a_share_of_something",
+        PRETRAIN,
+        ["data.boundary_split_rate=1", "data.pre_tokenizer=deepseek_v3"],
+        "data.boundary_split_rate",
+        "outside",
+    ),
     ("tasks_from_files_have_them", PRETRAIN, ["data.tasks.0.template=Solve."], "data.tasks.0.template", "not in the"),
     ("fim_rate_is_a_share", PRETRAIN, ["data.fim_rate=-0.1"], "data.fim_rate", "outside [0, 1)"),
     (

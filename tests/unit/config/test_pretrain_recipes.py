@@ -42,8 +42,8 @@ def test_optimizer(name):
     ("tokens", "rate"),
     [
         (0, 0.0),
-        (12_582_912 * 1000, 1.1e-4),
-        (12_582_912 * 2000, 2.2e-4),
+        (14_027_849_728, 1.1e-4),  # half of the 2,000 steps' tokens: tests/unit/train/test_schedules.py
+        (28_055_699_456, 2.2e-4),
         (5 * T, 2.2e-4),
         (10 * T, 2.2e-4),
         (11.075 * T, 1.910036e-4),
@@ -112,7 +112,9 @@ def test_data(name):
     """Section 4.1: FIM in PSM order at rate 0.1, whole documents, no mask between them, 128K entries (129280 rows)."""
     data = load(name).data
     assert (data.fim_rate, data.mask_across_documents, data.tokenizer_vocab_size) == (0.1, False, 129280)
-    assert data.packing == "best_fit"
+    # Documents are packed whole, tokens of punctuation and line breaks exist, and some of them are split.
+    assert (data.packing, data.pre_tokenizer) == ("best_fit", "deepseek_v3")
+    assert data.boundary_split_rate > 0
 
 
 def as_megatron_core_sees(cfg, parallel):

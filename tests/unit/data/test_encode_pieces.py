@@ -9,18 +9,13 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from r1train.data import encode
+from r1train.data.pre_tokenizer import pre_tokenizer
 from r1train.data.tokenizer import save_tokenizer
 
-# The patterns of GPT-4 and Llama 3, and of DeepSeek-V3's tokenizer.json; GPT-2's stands in the library.
+# The pattern of GPT-4 and Llama 3; GPT-2's stands in the library.
 GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-DEEPSEEK = (
-    r"\p{N}{1,3}",
-    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
 
@@ -30,12 +25,10 @@ def of_patterns(*patterns: str) -> pre_tokenizers.PreTokenizer:
 
 
 SPLITTERS = {
-    "ours": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
+    "digits": pre_tokenizer("digits"),
+    "deepseek_v3": pre_tokenizer("deepseek_v3"),
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "gpt4": of_patterns(GPT4),
-    "deepseek": of_patterns(*DEEPSEEK),
 }
 ALPHABET = "ab Z09\n\n\r\t  .,'s(_\u00e9\u0939\u094d\u6570\u5f0f\u3002\u00b2\u2167 \u00a0"
 

@@ -86,6 +86,24 @@ def test_prompts_are_transformers_ids(tmp_path, name, place):
         assert prompt_tokens(ours, question) == list(expected), question
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+        ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ],
+)
+def test_tokens_of_fill_in_the_middle_are_found_by_name(tmp_path, names):
+    """DeepSeek's and Qwen's; two of the three are none."""
+    bpe = Bpe.from_file(str(write_folder(tmp_path / "hf", CHATML) / "tokenizer.json"))
+    bpe.add_special_tokens([names[1], names[0]])
+    bpe.save(str(tmp_path / "hf" / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path / "hf").fim_ids is None
+    bpe.add_special_tokens([names[2]])
+    bpe.save(str(tmp_path / "hf" / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path / "hf").fim_ids == (401, 400, 402)
+
+
 def test_roles_and_a_sample_by_hand(tmp_path):
     """<think> and <answer> are text here, the end of the turn is a token, and what follows it is not trained."""
     tokenizer = Tokenizer.load(write_folder(tmp_path / "hf", CHATML))

@@ -117,7 +117,6 @@ def test_rerun_does_nothing_and_change_rebuilds(tmp_path):
     assert prepare.run(config(folder)) == summary
     assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
     (folder / "prompts" / "train.jsonl").unlink()
-    (folder / "_DONE").unlink()
     assert prepare.run(config(folder)) == summary
     changed = prepare.run(config(folder, tasks=(CHAIN_SUM,)))
     assert changed["train"] == {"chain_sum": 60}

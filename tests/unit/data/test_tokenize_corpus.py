@@ -15,6 +15,7 @@ import pytest
 from r1train.data.corpus import write_corpus
 from r1train.data.corpus_build import BuildPlan, BuildStopped, build_corpus
 from r1train.data.corpus_part import PartOptions, PartReport, PartWorker
+from r1train.data.document_rules import DocumentRules
 from r1train.data.documents import documents, gsm8k_rows
 from r1train.data.encode import _PIECE_CHARACTERS, _pieces, encode_documents
 from r1train.data.fim import FimRule, fim_parts
@@ -188,7 +189,7 @@ def test_fim_keeps_every_token_once(texts, tokenizer):
     assert 10 <= len(chosen) <= 50  # 300 documents: 30 expected, four standard deviations are 21
     begin, hole, end = tokenizer.fim_ids
     assert (begin, hole, end) == (9, 10, 11) == tuple(range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + 3))
-    for text, ids in zip(texts, encode_documents(texts, tokenizer, rule), strict=True):
+    for text, ids in zip(texts, encode_documents(texts, tokenizer, DocumentRules(fim=rule)), strict=True):
         ids = ids.tolist()
         parts = fim_parts(text, rule)
         if parts is None:

@@ -46,13 +46,18 @@ def test_v3_learning_rate(repo, tokens, rate):
     assert at(from_yaml(repo, "learning_rate"), tokens) == pytest.approx(rate, rel=1e-6)
 
 
-def test_v3_warm_up_is_2000_steps_of_3072_sequences(repo):
-    """2,000 steps x 3072 x 4096 tokens = 25.2 billion tokens, from 0 to 2.2e-4 in a straight line."""
-    schedule, end = from_yaml(repo, "learning_rate"), 2000 * 3072 * 4096
-    assert at(schedule, 0) == 0.0
-    assert at(schedule, end // 4) == pytest.approx(0.55e-4, rel=1e-3)
-    assert at(schedule, end // 2) == pytest.approx(1.1e-4, rel=1e-3)
-    assert at(schedule, end) == pytest.approx(2.2e-4, rel=1e-3)
+def test_v3_warm_up_is_2000_steps_of_a_growing_batch(repo):
+    """From 0 to 2.2e-4 in 2,000 steps, while the batch grows from 3072 sequences along its straight line in tokens.
+
+    dT/ds = 4096 (3072 + 12288 T / 469e9) gives T(2000) = 3072 * 469e9 / 12288 * (exp(2000 * 4096 * 12288 / 469e9) - 1).
+    """
+    schedule, ramp, tokens = from_yaml(repo, "learning_rate"), from_yaml(repo, "batch_size"), 0
+    for _ in range(2000):
+        assert at(schedule, tokens) < 2.2e-4
+        tokens += 4096 * batch_size_at(ramp, 15360, progress(tokens), multiple=1)
+    assert at(schedule, tokens) == pytest.approx(2.2e-4, rel=1e-3)
+    assert tokens == pytest.approx(3072 * 469e9 / 12288 * math.expm1(2000 * 4096 * 12288 / 469e9), rel=1e-3)
+    assert [at(schedule, tokens * share) for share in (0, 0.25, 0.5)] == pytest.approx([0, 0.55e-4, 1.1e-4], rel=1e-3)
 
 
 @pytest.mark.parametrize(
