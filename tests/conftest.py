@@ -1,17 +1,23 @@
-"""Shared by all tests: a deterministic CPU environment, reasons for skips, and a launcher of gloo processes."""
+"""Shared by all tests: a deterministic CPU environment, reasons for skips, and launchers of gloo processes."""
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from r1train.dist.parent import child_environment
+
 REPO = Path(__file__).resolve().parent.parent
+WARM = REPO / "tests" / "warm"
 ENVIRONMENT = {
     "TORCH_COMPILE_DISABLE": "1",  # megatron-core's jit_fuser would compile on every fresh machine
     "OMP_NUM_THREADS": "1",  # sums in one order, and processes do not fight for two cores
@@ -53,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a torchrun launch left behind: exit code, and stdout and stderr of all its processes together."""
+    """What a launch left behind: exit code, and stdout and stderr of all its processes together."""
 
     returncode: int
     output: str
@@ -101,10 +107,75 @@ def launch(script: Path | str, nproc: int, *args: object, timeout_s: float = 180
     return Finished(launcher.returncode, output)
 
 
+class WarmLauncher:
+    """launch() with ranks that are forked from a server with everything imported: seconds per process are saved."""
+
+    def __init__(self, folder: Path):
+        """folder: for what the ranks print. The server starts with the first launch, and again after a time-out."""
+        self._output = folder / "output"
+        self._server: subprocess.Popen | None = None
+
+    def __call__(self, script: Path | str, nproc: int, *args: object, timeout_s: float = 180.0) -> Finished:
+        """As launch(), without torchrun: the exit code is that of a rank that failed (-N: killed by signal N)."""
+        if self._server is None:
+            self._server = _start_server()
+        order = {"arguments": [str(script), *map(str, args)], "nproc": nproc, "output": str(self._output)}
+        self._output.write_text("")
+        limit = threading.Timer(timeout_s, _stop, [self._server])
+        limit.start()
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        limit.cancel()
+        output = self._output.read_text(encoding="utf-8")
+        if not answer:
+            limit.join()
+            self.close()
+            pytest.fail(f"{script} on {nproc} processes took more than {timeout_s} s; its end:\n{output[-4000:]}")
+        return Finished(int(answer), output)
+
+    def close(self) -> None:
+        """End the server and every rank."""
+        if self._server is not None:
+            if self._server.poll() is None:
+                _stop(self._server)
+            self._server.stdin.close()
+            self._server.stdout.close()
+        self._server = None
+
+
+def _start_server() -> subprocess.Popen:
+    command = [sys.executable, WARM / "server.py", "r1train.stages.preload"]
+    path = os.pathsep.join(filter(None, [str(WARM), str(REPO), os.environ.get("PYTHONPATH")]))
+    # It ends with this process, however that ends, and its ranks with it.
+    environment = {**child_environment(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The repository root."""
     return REPO
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once(name, make) -> a folder that make(folder) has filled, once, also where several pytest workers ask for it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = base / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "done").exists():
+                make(folder)
+                (folder / "done").touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -117,11 +188,31 @@ def run_torchrun() -> Callable[..., Finished]:
 def torchrun() -> Callable[..., str]:
     """torchrun(script, nproc, *args, timeout_s=180, KEY="value") -> output; asserts exit code 0 of all processes."""
 
-    def run(script: Path | str, nproc: int, *args: object, timeout_s: float = 180.0, **env: str) -> str:
-        finished = launch(script, nproc, *args, timeout_s=timeout_s, **env)
+    return _successful(launch)
+
+
+@pytest.fixture(scope="session")
+def run_warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmLauncher]:
+    """As run_torchrun, but the ranks are forks: run_warm(script, nproc, *args, timeout_s=180)."""
+    launcher = WarmLauncher(tmp_path_factory.mktemp("warm"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="session")
+def warm(run_warm: WarmLauncher) -> Callable[..., str]:
+    """As torchrun, but the ranks are forks: warm(script, nproc, *args, timeout_s=180) -> output."""
+    return _successful(run_warm)
+
+
+def _successful(run: Callable[..., Finished]) -> Callable[..., str]:
+    """The launcher's output where every process ends with exit code 0; anything else fails the test."""
+
+    def checked(script: Path | str, nproc: int, *args: object, **options: object) -> str:
+        finished = run(script, nproc, *args, **options)
         assert finished.returncode == 0, (
             f"{script} on {nproc} processes ended with {finished.returncode}:\n" + (finished.output[-8000:])
         )
         return finished.output
 
-    return run
+    return checked

@@ -144,7 +144,8 @@ class ScheduleStep:
 class StudentConfig:
     """The student that a schedule distils into, imported to <root>/student: its options of the groups model and lr.
 
-    tokenizer_vocab_size: entries of its own tokenizer, all that may be generated.
+    tokenizer_vocab_size: entries of its own tokenizer. The model may have more ids (padding): nothing masks them, in
+    the engine or the trainer, and training leaves them next to no probability; one that is drawn has no text.
     """
 
     model: str

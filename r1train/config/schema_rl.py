@@ -27,6 +27,7 @@ class RolloutConfig:
 
     engine: native generates on the training weights, vllm on a copy that is pushed to it (docs/rollout.md).
     store_groups: finished groups are stored as they come, so that a killed run samples only what is missing.
+    keep_stored: finished rollouts whose samples stay in <run>/rollouts to be looked at; null: all.
     cuda_graphs: decode steps are replayed as CUDA graphs; false: launched kernel by kernel. The native engine does so
     too where a graph cannot be (docs/rollout.md). For vllm: gpu_memory_share, its share of the GPU while awake;
     push_mib, the weights that are under way to it at a time; fp8, it computes with DeepSeek's FP8 blocks, quantised on
@@ -40,6 +41,7 @@ class RolloutConfig:
     max_response_tokens: int
     batch_size: int
     store_groups: bool = False
+    keep_stored: int | None = 10
     asynchrony: AsynchronyConfig = field(default_factory=AsynchronyConfig)
     cuda_graphs: bool = True
     gpu_memory_share: float = 0.4

@@ -34,7 +34,7 @@ class FilterConfig:
     repetition_words words. null: not looked at.
     """
 
-    language: float | None = 1.0
+    language: float | None = 0.9
     paragraph_words: int | None = None
     code_in_thinking: bool = True
     repetition: float | None = None
@@ -107,8 +107,9 @@ class RewardModelStage:
 
     kind: pairwise (rows prompt, chosen, rejected; Bradley-Terry) or pointwise (rows prompt, response, label 0 or 1).
     scored: the text after the thinking (helpfulness) or the whole response (safety). batch_size: pairs or responses
-    per optimizer step; seq_length: packed tokens of one micro-batch. heldout_share: of the prompts, kept for the
-    evaluation.
+    per optimizer step; seq_length: packed tokens of one micro-batch, which both responses of a pair must fit.
+    heldout_share: of the prompts, kept for the evaluation. max_sample_tokens: of one prompt and response; null: what
+    fits.
     """
 
     name: Literal["reward_model"]
@@ -122,3 +123,4 @@ class RewardModelStage:
     save_every_steps: int
     keep_checkpoints: int
     init_from: str
+    max_sample_tokens: int | None = None

@@ -13,7 +13,7 @@ from r1train.data.order import epoch_order
 from r1train.data.packing import best_fit
 from r1train.data.split import document_draw
 from r1train.data.tokenizer import Tokenizer
-from r1train.errors import DataError
+from r1train.errors import DataError, first_of
 
 Scored = Literal["summary", "response"]
 PAIR_FIELDS: dict[str, type] = {"id": str, "prompt": str, "chosen": str, "rejected": str}
@@ -52,13 +52,21 @@ class PreferenceSet:
     heldout: list[Example]
 
 
+@dataclass(frozen=True)
+class Room:
+    """row: tokens that an example (a pair's two samples side by side) must fit; sample: so many of one at most."""
+
+    row: int
+    sample: int | None = None
+
+
 def read_preferences(
-    path: Path, tokenizer: Tokenizer, *, pairwise: bool, scored: Scored, heldout_share: float
+    path: Path, tokenizer: Tokenizer, *, pairwise: bool, scored: Scored, heldout_share: float, room: Room
 ) -> PreferenceSet:
     """Rows of a jsonl file: id, prompt, chosen, rejected; or id, prompt, response, label (0 or 1).
 
     Raises DataError: file missing, empty or malformed, an id twice, a label that is neither 0 nor 1, pairs whose scored
-    texts are equal, nothing on one side of the split.
+    texts are equal, an example without room, nothing on one side of the split.
     """
     rows = read_rows(path, PAIR_FIELDS if pairwise else LABEL_FIELDS)
     check_unique([row["id"] for row in rows], path)
@@ -79,12 +87,29 @@ def read_preferences(
     if wrong:
         what = f"the two {scored} texts are equal" if pairwise else "label is neither 0 nor 1"
         raise DataError(f"{path}: {len(wrong)} rows ({', '.join(wrong[:3])}): {what}. Fix: remove them")
+    _check_room([*train, *heldout], path, room)
     if not train or (heldout_share > 0 and not heldout):
         raise DataError(
             f"{path}: {len(train)} examples to train on and {len(heldout)} held out. "
             "Fix: more rows, or another stage.heldout_share"
         )
     return PreferenceSet(train, heldout)
+
+
+def _check_room(examples: list[Example], path: Path, room: Room) -> None:
+    """All of them, before anything is trained: the order of training would meet a long one in its middle."""
+    most = room.row if room.sample is None else room.sample
+    long = [
+        f"{one.id}: {' and '.join(str(len(sample.tokens)) for sample in one.samples)} tokens"
+        for one in examples
+        if one.tokens > room.row or any(len(sample.tokens) > most for sample in one.samples)
+    ]
+    if long:
+        limits = f"{room.row} in a row (stage.seq_length), {most} of one prompt and response (stage.max_sample_tokens)"
+        raise DataError(
+            f"{path}: {len(long)} of {len(examples)} examples have more tokens than {limits}:{first_of(long)}\n"
+            "Fix: remove them, or raise the limit"
+        )
 
 
 def take_examples(examples: list[Example], position: int, count: int, *, seed: int) -> list[Example]:
@@ -99,7 +124,8 @@ def take_examples(examples: list[Example], position: int, count: int, *, seed: i
 def pack_examples(examples: list[Example], *, seq_length: int, pad_id: int) -> list[PackedBatch]:
     """Rows of at most seq_length tokens; the two samples of a pair stand side by side, chosen first.
 
-    The extra `label` is the example's at every token that is trained. Raises DataError for examples that do not fit.
+    The extra `label` is the example's at every token that is trained. Raises DataError for examples that do not fit,
+    which read_preferences has looked at.
     """
     bins = best_fit([one.tokens for one in examples], seq_length, names=[one.id for one in examples])
     return [

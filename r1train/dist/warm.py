@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 
 from r1train.dist.parent import PARENT
 
+# Imported first: by itself Python's server ends with its starter only once no rank is left that holds its pipe.
+WITH_STARTER = "r1train.dist.with_starter"
 # After one rank failed, the others have so long to meet the broken connection and say so.
 GRACE_S = 10.0
 
@@ -32,9 +34,9 @@ class WarmRanks:
         The server starts now and imports in the background. One per process: it is Python's own.
         """
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([preload])
+        self._context.set_forkserver_preload([WITH_STARTER, preload])
         before = dict(os.environ)
-        os.environ.update(environment)
+        os.environ.update({**environment, PARENT: str(os.getpid())})
         try:
             forkserver.ensure_running()
         finally:

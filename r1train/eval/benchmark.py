@@ -9,8 +9,8 @@ from r1train.config.schema import RunConfig
 from r1train.config.schema_eval import PasskeyConfig, SuiteConfig
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
-from r1train.eval.generate import Target, gather_groups, local_part
-from r1train.eval.grade import GRADER_TASK, VOTING, Judged, grade_groups, instruction_rates
+from r1train.eval.generate import Target, gather_at_rank0, gather_groups, local_part
+from r1train.eval.grade import GRADER_TASK, VOTING, Judged, SuiteGrader, instruction_rates
 from r1train.eval.passkey import TASK, batches, found_key, grid, passkey_prompts
 from r1train.eval.score import EvalReport, Outcome, make_report
 from r1train.eval.store import eval_key, store
@@ -18,6 +18,7 @@ from r1train.eval.suites import load_suite
 from r1train.reward.base import Score
 from r1train.reward.isolation import require_isolation
 from r1train.reward.jail import probe
+from r1train.rl.gather import decides, from_deciding_rank
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.types import Group, group_to_row
 
@@ -58,10 +59,13 @@ def evaluate_suite(
     known = target.finished(suite.name, key)
     if known is not None:
         return known
-    local = engine.generate(local_part(prompts), suite_params(cfg, suite), policy_version=target.policy_version)
-    judged = grade_groups(suite, local, cfg.reward)
+    mine, params, version = local_part(prompts), suite_params(cfg, suite), target.policy_version
+    with SuiteGrader(suite, cfg.reward) as grader:
+        local = engine.generate(mine, params, policy_version=version, watcher=grader if decides() else None)
+        by_place = from_deciding_rank(grader.verdicts())
+    judged = [by_place[place] for place in range(len(mine))]
     verdicts = gather_groups(judged)
-    rows = gather_groups([suite_row(*pair) for pair in zip(local, judged, strict=True)])
+    rows = gather_at_rank0([suite_row(*pair) for pair in zip(local, judged, strict=True)])
     report = suite_report(suite, prompts, verdicts, target=target, key=key)
     if torch.distributed.get_rank() == 0:
         store(target.folder, report, rows)
@@ -108,33 +112,38 @@ def evaluate_passkey(
         name=f"eval/{TASK}",
     )
     ranks = parallel_state.get_data_parallel_world_size()
-    rows: list[tuple[Outcome, dict[str, object]]] = []
+    outcomes: list[Outcome] = []
+    rows: list[dict[str, object]] = []
     for part in batches(prompts, tokens=passkey.batch_tokens, ranks=ranks):
         local = engine.generate(local_part(part), params, policy_version=target.policy_version)
-        rows += gather_groups([_passkey_row(group) for group in local])
+        found = [_passkey_outcome(group) for group in local]
+        outcomes += gather_groups(found)
+        rows += gather_at_rank0([_passkey_row(*pair) for pair in zip(local, found, strict=True)])
     report = make_report(
         TASK,
-        {prompt.id: [outcome] for prompt, (outcome, _) in zip(prompts, rows, strict=True)},
+        {prompt.id: [outcome] for prompt, outcome in zip(prompts, outcomes, strict=True)},
         votes=False,
-        details=grid(prompts, [outcome.correct for outcome, _ in rows]),
+        details=grid(prompts, [outcome.correct for outcome in outcomes]),
         checkpoint=target.checkpoint,
         key=key,
     )
     if torch.distributed.get_rank() == 0:
-        store(target.folder, report, [row for _, row in rows])
+        store(target.folder, report, rows)
     return report
 
 
-def _passkey_row(group: Group) -> tuple[Outcome, dict[str, object]]:
+def _passkey_outcome(group: Group) -> Outcome:
     (sample,) = group.samples
-    right = found_key(sample, group.prompt)
-    score = Score(float(right), {"accuracy": float(right)}, None)
-    outcome = Outcome(
-        correct=right,
+    return Outcome(
+        correct=found_key(sample, group.prompt),
         formatted=True,
         answer=None,
         response_tokens=len(sample.tokens),
         truncated=sample.truncated,
         error=None,
     )
-    return outcome, {**group_to_row(group), "scores": [score.to_row()]}
+
+
+def _passkey_row(group: Group, outcome: Outcome) -> dict[str, object]:
+    right = float(outcome.correct)
+    return {**group_to_row(group), "scores": [Score(right, {"accuracy": right}, None).to_row()]}

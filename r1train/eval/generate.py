@@ -17,10 +17,11 @@ from r1train.eval.score import EvalReport, Outcome, make_report, write_report
 from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
 from r1train.reward.answer import find_answer
 from r1train.reward.base import Score
-from r1train.reward.score import Scorer, check_tasks
+from r1train.reward.score import check_tasks
+from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.watch import generate_and_score
 from r1train.rollout.engine import Engine, SamplingParams
-from r1train.rollout.types import Group, group_to_row
+from r1train.rollout.types import Group, group_to_row, without_routes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ def gather_groups[T](local: list[T]) -> list[T]:
     group = parallel_state.get_data_parallel_group()
     parts: list[list[T]] = [[] for _ in range(group.size())]
     torch.distributed.all_gather_object(parts, local, group=group)
+    return in_order(parts)
+
+
+def gather_at_rank0[T](local: list[T]) -> list[T]:
+    """gather_groups for rank 0 alone, [] elsewhere: samples are large, and only their writer needs all. Collective."""
+    group = parallel_state.get_data_parallel_group()
+    if 0 not in torch.distributed.get_process_group_ranks(group):
+        return []
+    parts: list[list[T]] | None = [[] for _ in range(group.size())] if torch.distributed.get_rank() == 0 else None
+    torch.distributed.gather_object(local, parts, dst=0, group=group)
+    return in_order(parts or [])
+
+
+def in_order[T](parts: list[list[T]]) -> list[T]:
+    """Items dealt in turn to the ranks, in their order before that."""
     missing = object()
     return [item for column in zip_longest(*parts, fillvalue=missing) for item in column if item is not missing]
 
@@ -85,10 +101,10 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
     )
     everything = [prompt for of_task in chosen.values() for prompt in of_task]
     mine, version = local_part(everything), target.policy_version
-    with Scorer(cfg.reward) as scorer:
+    with ReplicaScorer(cfg.reward) as scorer:
         scored = generate_and_score(engine, scorer, mine, params, policy_version=version)
     outcomes = gather_groups([_outcomes(*pair, cfg.reward.answer_from) for pair in scored])
-    rows = gather_groups([_row(*pair) for pair in scored])
+    rows = gather_at_rank0([_row(*pair) for pair in scored])
     by_prompt = {prompt.id: result for prompt, result in zip(everything, outcomes, strict=True)}
     reports = [
         make_report(task, {p.id: by_prompt[p.id] for p in of_task}, checkpoint=target.checkpoint, key=keys[task])
@@ -103,7 +119,7 @@ def evaluate(cfg: RunConfig, engine: Engine, prompts: list[Prompt], target: Targ
 
 
 def _row(group: Group, scores: Sequence[Score]) -> dict[str, object]:
-    return {**group_to_row(group), "scores": [score.to_row() for score in scores]}
+    return {**group_to_row(without_routes(group)), "scores": [score.to_row() for score in scores]}
 
 
 def _outcomes(group: Group, scores: Sequence[Score], places: Sequence[AnswerPlace]) -> list[Outcome]:

@@ -1,8 +1,10 @@
 """Grades samples of a benchmark: finds the answer, then exact numbers, math-verify, hidden tests or instructions."""
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from types import TracebackType
 
 from r1train.config.schema_eval import SuiteConfig, SuiteKind
 from r1train.config.schema_rl import RewardConfig
@@ -43,26 +45,69 @@ class Judged:
         return {**self.score.to_row(), "answer": self.answer}
 
 
-def grade_groups(suite: SuiteConfig, groups: Sequence[Group], reward: RewardConfig) -> list[list[Judged]]:
-    """Verdicts of every group's samples, in order. Graders run as reward says (processes, limits).
+@dataclass(frozen=True)
+class _Pending:
+    """A sample whose verdict is known (grade), or will be the graders' next one (None)."""
 
-    Raises ConfigError for kinds that need grader processes where there are none, EnvironmentProblem for code where
-    this host cannot isolate programs.
+    sample: Sample
+    answer: str | None
+    grade: Grade | None
+    followed: Followed | None
+
+
+class SuiteGrader:
+    """Verdicts of a suite's samples, graded as they finish: a Watcher of the engine (rollout/engine.py).
+
+    Holds grader processes, which run as reward says: use as a context manager. finished(), poll() and verdicts() raise
+    ConfigError for kinds that need grader processes where there are none, EnvironmentProblem for code where this host
+    cannot isolate programs.
     """
-    pairs = [(group.prompt, sample) for group in groups for sample in group.samples]
-    answers = [find_answer(sample.text, suite.answer_from) for _, sample in pairs]
-    verdicts: list[Judged] = []
-    with Grader(processes=reward.grader_processes, timeout_s=reward.grader_timeout_s) as grader:
-        at_once = [_at_once(suite.kind, prompt, answer) for (prompt, _), answer in zip(pairs, answers, strict=True)]
-        for (prompt, _), answer, (grade, _) in zip(pairs, answers, at_once, strict=True):
-            if grade is None:
-                grader.submit(_item(suite.kind, prompt, answer or "", reward))
-        graded = iter(grader.collect())
-    for (_, sample), answer, (grade, followed) in zip(pairs, answers, at_once, strict=True):
-        grade = next(graded) if grade is None else grade
-        verdicts.append(_judged(suite.kind, sample, answer, grade, followed))
-    left = iter(verdicts)
-    return [[next(left) for _ in group.samples] for group in groups]
+
+    def __init__(self, suite: SuiteConfig, reward: RewardConfig):
+        self._suite, self._reward = suite, reward
+        self._grader = Grader(processes=reward.grader_processes, timeout_s=reward.grader_timeout_s)
+        self._pending: dict[tuple[int, int], _Pending] = {}
+
+    def finished(self, place: int, prompt: Prompt, sample: Sample) -> None:
+        answer = find_answer(sample.text, self._suite.answer_from)
+        grade, followed = _at_once(self._suite.kind, prompt, answer)
+        if grade is None:
+            self._grader.submit(_item(self._suite.kind, prompt, answer or "", self._reward))
+        self._pending[place, sample.index] = _Pending(sample, answer, grade, followed)
+
+    def poll(self) -> None:
+        self._grader.poll()
+
+    def verdicts(self) -> dict[int, list[Judged]]:
+        """Place of the prompt -> verdicts of its samples, in order of their index. Waits for the graders."""
+        everything, self._pending = self._pending, {}
+        graded = iter(self._grader.collect())
+        judged = {
+            key: _judged(self._suite.kind, one, next(graded) if one.grade is None else one.grade)
+            for key, one in everything.items()
+        }
+        found: dict[int, list[Judged]] = defaultdict(list)
+        for place, index in sorted(judged):
+            found[place].append(judged[place, index])
+        return dict(found)
+
+    def __enter__(self) -> "SuiteGrader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._grader.close()
+
+
+def grade_groups(suite: SuiteConfig, groups: Sequence[Group], reward: RewardConfig) -> list[list[Judged]]:
+    """Verdicts of every group's samples, in order, all at once. Raises as SuiteGrader."""
+    with SuiteGrader(suite, reward) as grader:
+        for place, group in enumerate(groups):
+            for sample in group.samples:
+                grader.finished(place, group.prompt, sample)
+        verdicts = grader.verdicts()
+    return [verdicts[place] for place in range(len(groups))]
 
 
 def program(code: str, prompt: Prompt) -> str:
@@ -110,7 +155,8 @@ def _item(kind: SuiteKind, prompt: Prompt, answer: str, reward: RewardConfig) ->
     return GradeItem(task=task, answer=program(extract_code(answer), prompt), entry=entry, limit_s=limit_s)
 
 
-def _judged(kind: SuiteKind, sample: Sample, answer: str | None, grade: Grade, followed: Followed | None) -> Judged:
+def _judged(kind: SuiteKind, one: _Pending, grade: Grade) -> Judged:
+    sample, answer = one.sample, one.answer
     tagged = format_score(sample.text)
     parts = {"format": tagged} if grade.correct is None else {"accuracy": grade.correct, "format": tagged}
     votes = kind in VOTING and answer is not None
@@ -125,7 +171,7 @@ def _judged(kind: SuiteKind, sample: Sample, answer: str | None, grade: Grade, f
         ),
         score=Score(float("nan") if grade.correct is None else grade.correct, parts, grade.error),
         answer=answer,
-        followed=followed,
+        followed=one.followed,
     )
 
 

@@ -18,6 +18,7 @@ WALL_PER_CPU = 3.0  # a busy host must not change verdicts
 MAX_CODE_CHARS = 100_000
 BINARY_BYTES = 33_554_432
 COMPILER_MEMORY_BYTES = 2**31
+NO_COMPILER = "this host has no g++ in /usr/bin or /bin, so C++ answers cannot be graded"
 
 _FENCE = re.compile(r"```[\w+]*\n(.*?)```", re.DOTALL)
 # exit() and quit() come from site, which -S leaves out.
@@ -139,7 +140,7 @@ def _compiled(jail: Jail, code: str, cfg: CodeConfig) -> bytes | None:
     """The program, None where the code does not compile."""
     program = compiler()
     if program is None:
-        raise EnvironmentProblem("this host has no g++, so C++ answers cannot be graded. Fix: install g++")
+        raise EnvironmentProblem(f"{NO_COMPILER}. Fix: install g++")
     limits = Limits(
         cpu_s=cfg.compile_s,
         wall_s=cfg.compile_s * WALL_PER_CPU,

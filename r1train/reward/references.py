@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from r1train.errors import DataError, first_of
+from r1train.errors import DataError, EnvironmentProblem, first_of
 from r1train.reward.accuracy import CHOICE_TASKS, CODE_TASKS, NUMBER_TASKS, OWN_TASKS, verifier_of
 from r1train.reward.choice import check_option
-from r1train.reward.code import read_task
+from r1train.reward.code import NO_COMPILER, read_task
+from r1train.reward.isolation import compiler
 from r1train.reward.number import reference_number
 
 
@@ -52,6 +53,14 @@ def check_task_names(tasks: Iterable[str], *, place: str) -> None:
             verifier_of(task)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
+
+
+def check_compiler(problems: Iterable[Referenced], *, place: str) -> None:
+    """Raises EnvironmentProblem where answers would be C++ and this host, which will grade them, has no compiler."""
+    wanted = [one.id for one in problems if one.task in CODE_TASKS and one.metadata.get("code_language") == "cpp"]
+    if wanted and compiler() is None:
+        what = f"{place}: {len(wanted)} problems ask for C++ (the first is {wanted[0]}), but {NO_COMPILER}"
+        raise EnvironmentProblem(f"{what}. Fix: install g++ (apt install g++), or remove them")
 
 
 def _check(problem: Referenced, languages: Collection[str] | None) -> None:

@@ -1,8 +1,7 @@
 """One rollout: prompts to the engine, answers to the graders, both as they finish; groups with scores come back."""
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron.core import parallel_state
 
@@ -18,11 +17,12 @@ from r1train.rl.dynamic_sampling import Rollout, ScoredGroup, collect
 from r1train.rl.gather import common_places, from_first_tensor_rank, gather_objects
 from r1train.rl.late import late_prompts_count, preferred
 from r1train.rl.overlong import shaped_score
+from r1train.rl.stored import store_rollout
 from r1train.rl.watch import RolloutWatcher
 from r1train.rollout.checksum import value_sums
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.rollout.journal import Journal
-from r1train.rollout.types import Group, append_rows, group_to_row
+from r1train.rollout.types import Group
 from r1train.train.setup import Trainer
 from r1train.train.state import TrainState
 
@@ -66,13 +66,29 @@ class Try:
 
 
 def prompts_of_turn(cfg: RunConfig, sampler: Sampler, turn: Turn, *, start: int, count: int) -> dict[int, Prompt]:
-    """This rank's share of prompts [start, start + count) of this rollout: place in the rollout -> prompt."""
+    """This rank's share of prompts [start, start + count) of this rollout: place in the rollout -> prompt.
+
+    Prompts that are asked again have ids of their own (with_own_ids).
+    """
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     late = None
     if late_prompts_count(cfg, turn.step + 1):
         late = turn.position if turn.late_from is None else turn.late_from
-    mine = sampler.prompts.take(turn.position + start, count, late=late)[rank::size]
-    return {start + rank + size * index: prompt for index, prompt in enumerate(mine)}
+    asked = with_own_ids(sampler.prompts.take(turn.position + start, count, late=late), start=start)
+    return {start + index: asked[index] for index in range(rank, count, size)}
+
+
+def with_own_ids(prompts: Sequence[Prompt], *, start: int) -> list[Prompt]:
+    """The prompts; the second and further ones of one id are named <id>@<place in the rollout>, from `start` on.
+
+    Random numbers belong to a prompt's id: under the same id all its groups would be copies of the first one.
+    """
+    seen: set[str] = set()
+    named = []
+    for place, prompt in enumerate(prompts, start):
+        named.append(replace(prompt, id=f"{prompt.id}@{place}") if prompt.id in seen else prompt)
+        seen.add(prompt.id)
+    return named
 
 
 def roll_out(trainer: Trainer, sampler: Sampler, turn: Turn) -> Rollout:
@@ -97,7 +113,7 @@ def roll_out(trainer: Trainer, sampler: Sampler, turn: Turn) -> Rollout:
 
     wanted = stage.prompts_per_step * stage.minibatches_per_step
     rollout = collect(ask, gather_objects, wanted=wanted, cfg=cfg.rl.sampling)
-    store_rollout(cfg, rollout.generated, turn)
+    store_rollout(cfg, rollout.generated, step=turn.step)
     if journal is not None:
         journal.remove()
     return rollout
@@ -175,16 +191,3 @@ def sampling(cfg: RunConfig, turn: Turn, *, attempt: int) -> SamplingParams:
         seed=cfg.seed,
         name=name if attempt == 0 else f"{name}/{attempt}",
     )
-
-
-def store_rollout(cfg: RunConfig, rollout: Sequence[ScoredGroup], turn: Turn) -> None:
-    """This replica's samples and scores in <run>/rollouts, one file per rollout; a repeated one replaces its file."""
-    if not parallel_state.is_pipeline_last_stage() or parallel_state.get_tensor_model_parallel_rank() > 0:
-        return
-    rank = parallel_state.get_data_parallel_rank()
-    path = cfg.run_dir / "rollouts" / f"step_{turn.step:08d}_dp_{rank:04d}.jsonl"
-    partial = path.with_suffix(".tmp")
-    partial.unlink(missing_ok=True)
-    rows = [{**group_to_row(one.group), "scores": [score.to_row() for score in one.scores]} for one in rollout]
-    append_rows(partial, rows)
-    os.replace(partial, path)

@@ -12,14 +12,23 @@ from r1train.dist.comm import of_rank
 def gather_objects(local: Any) -> list[Any]:
     """What each data-parallel rank brings, in the order of the ranks, as one rank of its replica knows it. Collective.
 
-    Ranks of one replica generate the same samples, but each has its own graders: decisions that all have to share come
-    from the last pipeline stage and the first tensor-parallel rank.
+    Ranks of one replica generate the same samples; what all have to share comes from the one that decides.
     """
     group = parallel_state.get_data_parallel_group()
     parts: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(parts, local, group=group)
+    return from_deciding_rank(parts)
+
+
+def decides() -> bool:
+    """Whether this is the replica's rank that decides: on the last pipeline stage, the first tensor-parallel one."""
+    return parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def from_deciding_rank[T](value: T) -> T:
+    """The value of the rank of this replica that decides. Collective over the replica."""
     stages = parallel_state.get_pipeline_model_parallel_group()
-    return from_first_tensor_rank(of_rank(parts, parallel_state.get_pipeline_model_parallel_last_rank(), stages))
+    return from_first_tensor_rank(of_rank(value, parallel_state.get_pipeline_model_parallel_last_rank(), stages))
 
 
 def from_first_tensor_rank[T](value: T) -> T:

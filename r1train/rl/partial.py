@@ -6,11 +6,12 @@ their prompts, so nobody waits for the longest sample; whole, because an advanta
 
 from r1train.config.schema import GrpoStage, RunConfig
 from r1train.data.prompts import Prompt
-from r1train.rl.ask import Sampler, Try, Turn, draw, open_journal, prompts_of_turn, scored_groups, store_rollout
+from r1train.rl.ask import Sampler, Try, Turn, draw, open_journal, prompts_of_turn, scored_groups
 from r1train.rl.carried import Shard, carried_by_all, write_carried
 from r1train.rl.dynamic_sampling import Rollout, ScoredGroup, choose, prompts_to_ask
 from r1train.rl.gather import gather_objects
 from r1train.rl.pieces import Flight, from_rows, is_whole, joined, requests, to_rows
+from r1train.rl.stored import store_rollout
 from r1train.rl.watch import RolloutWatcher
 from r1train.rollout.engine import SamplingParams
 from r1train.rollout.journal import Journal
@@ -69,7 +70,7 @@ class Partial:
         scored = self._land(choose(whole, wanted), turn)
         after = turn.step + stage.minibatches_per_step
         write_carried(cfg.run_dir, Shard.here(), to_rows(self._flights), step=after, now=turn.step)
-        store_rollout(cfg, scored, turn)
+        store_rollout(cfg, scored, step=turn.step)
         if journal is not None:
             journal.remove()
         gauges = {"sampling/prompts": float(asked), "partial/passes": float(passes), **self._left()}

@@ -14,7 +14,7 @@ from r1train.dist.init import is_rank0
 from r1train.dist.seed import stream
 from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
-from r1train.reward.score import Scorer, check_tasks
+from r1train.reward.score import check_tasks
 from r1train.rl.advantage import group_advantages
 from r1train.rl.age import policy_age
 from r1train.rl.ask import Sampler
@@ -26,6 +26,7 @@ from r1train.rl.mismatch import logprob_gap
 from r1train.rl.objective import GrpoObjective, LogprobObjective
 from r1train.rl.orders import open_order
 from r1train.rl.reference import Reference
+from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.routing import flip_gauge, old_pass, reference_pass, replay_gauge, route_shape, update_pass
 from r1train.rl.statistics import rollout_statistics
 from r1train.rl.stops import GaugeStop, beyond_limits
@@ -62,7 +63,7 @@ class Policy:
 
 def run(cfg: RunConfig) -> StageResult:
     """Alternate rollouts and updates until stage.steps updates are done; continues after the last checkpoint."""
-    with session(cfg) as job, Scorer(cfg.reward) as scorer:
+    with session(cfg) as job, ReplicaScorer(cfg.reward) as scorer:
         prompts = open_prompts(cfg, job.tokenizer)
         check_tasks(cfg.reward, prompts.tasks)
         check_evals(job)

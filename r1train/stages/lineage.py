@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from r1train.config.load import config_tree
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
@@ -25,6 +25,7 @@ from r1train.log.manifest import (
     read_manifest,
 )
 from r1train.log.result import StageResult, read_result
+from r1train.stages.data_folder import written_files
 
 _TRAINING = ("seed", "model", "optim", "lr", "stage")
 # Parts of the config that decide a stage's result; stages that are not named here: all but PLACES.
@@ -67,6 +68,7 @@ SPEED = frozenset(
         "rollout.gpu_memory_share",
         "rollout.push_mib",
         "rollout.store_groups",
+        "rollout.keep_stored",
         "reward.grader_processes",
         "reward.preferences.offload",
         "rl.reference_offload",
@@ -143,16 +145,7 @@ def outputs_of(cfg: RunConfig, digests: Digests) -> list[Artifact]:
     run_dir = cfg.run_dir
     paths = [*last_checkpoint(run_dir), *_sets(run_dir), *sorted(run_dir.glob("eval/**/*.json"))]
     if isinstance(cfg.stage, PrepareStage):
-        data = Path(cfg.data.dir)
-        endings = (
-            "tokenizer/*.json",
-            "tokenizer/*.jinja",
-            "corpus/*.bin",
-            "corpus/*.idx",
-            "prompts/*.jsonl",
-            "*.jsonl",
-        )
-        paths += sorted(path for ending in endings for path in data.glob(ending))
+        paths += written_files(Path(cfg.data.dir))
     artifacts = [digests.artifact(digests.relative(path), path) for path in paths]
     return [artifact for artifact in artifacts if artifact is not None]
 
@@ -190,14 +183,24 @@ def reasons(cfg: RunConfig, digests: Digests) -> list[str]:
 
 
 def config_reasons(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Deciding keys that differ between two resolved configs; one that only the other knows is null there: off."""
+    """Deciding keys that differ between two resolved configs; one that only the other knows has its default there."""
     old, new = deciding(then), deciding(now)
     found = []
     for key in dict.fromkeys((*old, *new)):
-        if old.get(key) != new.get(key):
+        absent = default_of(key)
+        if old.get(key, absent) != new.get(key, absent):
             was, is_now = (repr(side[key]) if key in side else "absent" for side in (old, new))
             found.append(f"{key} was {was}, is now {is_now}")
     return found
+
+
+def default_of(key: str) -> object:
+    """What a config of a version before `key` stands for: the default it came with, null where it has none: off."""
+    group, _, name = key.partition(".")
+    kind = get_type_hints(RunConfig).get(group)
+    known = {one.name: one.default for one in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    found = known.get(name)
+    return None if found is dataclasses.MISSING else found
 
 
 def _run_inputs(cfg: RunConfig, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -7,7 +7,14 @@ from r1train.dist import cpu
 from r1train.stages.run import stage_function
 
 # What the stages import later than at their own import.
-LATER = ("r1train.config.load", "tensorboard.compat", "tensorboard.summary.writer.event_file_writer", "reasoning_gym")
+LATER = (
+    "r1train.config.load",
+    "tensorboard.compat",
+    "tensorboard.summary.writer.event_file_writer",
+    "reasoning_gym",
+    # By torch's optimizer, at its first step.
+    "torch._dynamo",
+)
 
 cpu.install()
 for _stage in ("pretrain", "sft", "grpo", "reject", "pairs", "reward_model", "evaluate"):

@@ -9,7 +9,7 @@ from r1train.config.schema import EvaluateStage, GrpoStage, PrepareStage, RunCon
 from r1train.config.schema_samples import PairsStage, RejectStage
 from r1train.data.files import read_rows
 from r1train.reward.language import LANGUAGES
-from r1train.reward.references import check_references, check_task_names
+from r1train.reward.references import check_compiler, check_references, check_task_names
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class _Row:
 def check_prompt_files(cfg: RunConfig) -> None:
     """One pass over the prompt files of this stage, without torch, a process group or a model.
 
-    Raises DataError with file, id, what is wrong and the fix. Benchmark suites check their rows as they load them.
+    Raises DataError with file, id, what is wrong and the fix, EnvironmentProblem for C++ without a compiler.
+    Benchmark suites check their rows as they load them.
     """
     generated = {task.name for task in cfg.data.tasks if not (task.train_file or task.heldout_file)}
     # Rejection sampling looks at the language whatever it weighs (stages/sampling.py).
@@ -34,6 +35,7 @@ def check_prompt_files(cfg: RunConfig) -> None:
         # What `prepare` generated is known to reasoning_gym, which need not be imported for it.
         check_task_names({row.task for row in rows} - generated, place=str(path))
         check_references(rows, place=str(path), languages=languages)
+        check_compiler(rows, place=str(path))
 
 
 def _prompt_files(cfg: RunConfig) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
 from r1train.config.schema_samples import RewardModelStage
-from r1train.data.preferences import Example, PreferenceSet, pack_examples, read_preferences, take_examples
+from r1train.data.preferences import Example, PreferenceSet, Room, pack_examples, read_preferences, take_examples
 from r1train.eval.generate import gather_groups
 from r1train.log.atomic import write_atomically
 from r1train.log.result import StageResult
@@ -39,6 +39,7 @@ def run(cfg: RunConfig) -> StageResult:
             pairwise=stage.kind == "pairwise",
             scored=stage.scored,
             heldout_share=stage.heldout_share,
+            room=Room(stage.seq_length, stage.max_sample_tokens),
         )
         trainer = open_trainer_with_head(job)
         objective = ScoreObjective(value_head(trainer.module), stage.kind)

@@ -18,13 +18,13 @@ from r1train.data.prompts import Prompt, PromptSet
 from r1train.dist.comm import of_rank
 from r1train.dist.init import is_rank0
 from r1train.errors import DataError
-from r1train.eval.generate import local_part
+from r1train.eval.generate import gather_at_rank0, local_part
 from r1train.log.atomic import write_atomically
 from r1train.model.build import build_model
 from r1train.reward.candidate import candidates_of, prompt_to_row
 from r1train.reward.samples import FOLDER, SETTINGS, read_samples, sample_folders
 from r1train.reward.score import Scorer, check_tasks
-from r1train.rl.gather import gather_objects
+from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.watch import generate_and_score
 from r1train.rollout.engine import Engine, SamplingParams
 from r1train.stages.session import Session
@@ -81,7 +81,7 @@ def sample_missing(job: Session, asked: Asked) -> None:
     engine, stop = build_engine(job, module), StopSignal()
     # What one pass of the engine takes: larger batches would only lose more when the run is killed.
     size = max(1, cfg.rollout.batch_size // stage.samples_per_prompt) * parallel_state.get_data_parallel_world_size()
-    with Scorer(_with_language(cfg.reward)) as scorer:
+    with ReplicaScorer(_with_language(cfg.reward)) as scorer:
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             rows = _sample_batch(engine, scorer, asked, batch)
@@ -107,12 +107,12 @@ def _finished(job: Session, asked: Asked) -> set[str]:
 
 
 def _sample_batch(engine: Engine, scorer: Scorer, asked: Asked, batch: list[int]) -> list[dict]:
-    """Rows of the prompts at these places, from all ranks, in order. Collective."""
+    """Rows of the prompts at these places, from all ranks, in order; on rank 0, [] elsewhere. Collective."""
     mine = local_part(batch)
     prompts = [asked.prompts[place] for place in mine]
     scored = generate_and_score(engine, scorer, prompts, asked.params, policy_version=asked.policy_version)
     rows = [prompt_to_row(place, candidates_of(*pair)) for place, pair in zip(mine, scored, strict=True)]
-    return sorted((row for part in gather_objects(rows) for row in part), key=lambda row: row["place"])
+    return gather_at_rank0(rows)
 
 
 def _with_language(reward: RewardConfig) -> RewardConfig:

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 def launch_part(folder: Path, **variables: str) -> subprocess.CompletedProcess:
     command = ["bash", str(folder / "launch_part.sh"), "reject", "experiment=tiny"]
     env = {"PATH": os.environ["PATH"], **variables}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_third_job_of_an_array_that_starts_at_3(folder: Path):

@@ -1,26 +1,18 @@
-"""A tiny policy after a short cold start, and a launcher of GRPO on it, for tests of RL stages."""
+"""One undisturbed tiny schedule, whose policy after a short cold start every test of an RL stage begins with."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).parent / "worker" / "engine_faults.py"
-SCHEDULE = (
-    "schedule.steps=[{id:prepare,stage:prepare,title:prepare},{id:pretrain,stage:pretrain,title:pretrain},"
-    "{id:cold_start,stage:sft,title:SFT,init_from:pretrain}]"
-)
-# Just enough training that some samples end by themselves and some at the budget.
-TRAINED = (
-    "data.worked_examples=500",
-    "per_stage.pretrain.stage.steps=40",
-    "per_stage.pretrain.stage.save_every_steps=40",
-    "per_stage.cold_start.stage.steps=20",
-    "per_stage.cold_start.stage.save_every_steps=20",
-    "per_stage.cold_start.evaluate_after=false",
-)
+WORKER = Path(__file__).parent / "worker"
+sys.path.insert(0, str(WORKER))  # tests import tiny_schedule
+
+from tiny_schedule import Undisturbed  # noqa: E402
+
 GRPO = (
     "experiment=tiny",
     "stage=grpo",
@@ -35,21 +27,44 @@ GRPO = (
 
 
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root with the data and the step cold_start."""
-    root = tmp_path_factory.mktemp("policy")
-    command = [sys.executable, "-m", "r1train", "experiment=tiny", SCHEDULE, *TRAINED, f"root={root}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return root
+def schedule(once: Callable) -> Iterator[Undisturbed]:
+    """Started; one for all pytest workers."""
+    started: list[subprocess.Popen] = []
+    folder = once("schedule", lambda folder: started.append(Undisturbed(folder).start()))
+    yield Undisturbed(folder)
+    for running in started:
+        if "PYTEST_XDIST_WORKER" not in os.environ:  # no test is left that could wait for it
+            running.terminate()
+        running.wait()
 
 
 @pytest.fixture(scope="session")
-def grpo(policy: Path, run_torchrun: Callable) -> Callable:
-    """grpo(root, *overrides, fault="none", at=0) -> what is left of a run of the stage in root/rl1."""
+def policy(schedule: Undisturbed) -> Path:
+    """The schedule's root once it has the data and the step cold_start."""
+    schedule.wait_for("cold_start/result.json")
+    return schedule.root
 
-    def run(root: Path, *overrides: str, fault: str = "none", at: int = 0):
+
+@pytest.fixture(scope="session")
+def grpo(policy: Path, run_warm: Callable) -> Callable:
+    """grpo(root, *overrides, fault="none", at=0) -> what is left of a run of the stage in root/rl1.
+
+    launch: run_torchrun where torchrun itself has a part; otherwise the ranks are forks, as a schedule's are.
+    """
+
+    def run(root: Path, *overrides: str, fault: str = "none", at: int = 0, launch: Callable = run_warm):
         start = [f"root={root}", f"data.dir={policy / 'data'}", f"stage.init_from={policy / 'cold_start'}"]
-        return run_torchrun(WORKER, 2, fault, at, *GRPO, *start, *overrides)
+        return launch(WORKER / "engine_faults.py", 2, fault, at, *GRPO, *start, *overrides)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain(once: Callable, grpo: Callable) -> Path:
+    """Six updates by nothing but the settings above, with a limit that a right engine is far from."""
+
+    def make(root: Path) -> None:
+        done = grpo(root, "stage.steps=6", "stage.save_every_steps=6", "rl.stop_if.logprob_gap_max_above=0.01")
+        assert done.returncode == 0, done.output[-4000:]
+
+    return once("plain", make) / "rl1"

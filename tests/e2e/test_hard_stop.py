@@ -14,19 +14,11 @@ pytestmark = pytest.mark.e2e
 OVERRIDES = ("stage.steps=6", "stage.save_every_steps=6", "rl.stop_if.logprob_gap_max_above=0.01")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, grpo: Callable) -> Path:
-    """A run whose engine is right."""
-    root = tmp_path_factory.mktemp("right")
-    done = grpo(root, *OVERRIDES)
-    assert done.returncode == 0, done.output[-4000:]
-    return root / "rl1"
-
-
 def test_it_stops_with_its_state_saved_and_goes_on_once_the_engine_is_right(
-    tmp_path: Path, whole: Path, grpo: Callable
+    tmp_path: Path, plain: Path, grpo: Callable, run_torchrun: Callable
 ):
-    stopped, run = grpo(tmp_path, *OVERRIDES, fault="corrupt", at=2), tmp_path / "rl1"
+    stopped = grpo(tmp_path, *OVERRIDES, fault="corrupt", at=2, launch=run_torchrun)
+    run = tmp_path / "rl1"
     # torchrun ends with 1 whatever its workers ended with, and says what that was.
     assert (stopped.returncode, re.findall(r"exitcode *: (-?\d+)", stopped.output)[-1]) == (1, "1")
     (error,) = re.findall(r"^error: rl1: (.*)$", stopped.output, re.M)
@@ -43,14 +35,14 @@ def test_it_stops_with_its_state_saved_and_goes_on_once_the_engine_is_right(
     resumed = grpo(tmp_path, *OVERRIDES)
     assert resumed.returncode == 0, resumed.output[-4000:]
     assert (run / "result.json").exists()
-    files = [folder / "metrics.jsonl" for folder in (run, whole)]
+    files = [folder / "metrics.jsonl" for folder in (run, plain)]
     assert [row["step"] for row in read_metrics(files[0])] == [1, 2, 3, 4, 5, 6]
     assert first_difference(*map(read_metrics, files), rtol=None) is None
-    for rollout in sorted(whole.glob("rollouts/*.jsonl")):
+    for rollout in sorted(plain.glob("rollouts/*.jsonl")):
         assert (run / "rollouts" / rollout.name).read_bytes() == rollout.read_bytes()
 
 
-def test_it_does_not_stop_a_right_engine(whole: Path):
-    rows = read_metrics(whole / "metrics.jsonl")
+def test_it_does_not_stop_a_right_engine(plain: Path):
+    rows = read_metrics(plain / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert 0 < max(row["logprob_gap_max"] for row in rows) < 1e-3

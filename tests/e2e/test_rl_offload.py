@@ -14,20 +14,18 @@ OVERRIDES = ("stage.steps=6", "stage.save_every_steps=2")
 SWITCHES = ("rl.reference_offload=true", "rl.offload_during_rollout=true")
 
 
-def test_no_number_changes_also_not_over_a_resume(tmp_path: Path, grpo: Callable):
-    runs = {}
-    for name, switches in (("plain", ()), ("moved", SWITCHES)):
-        if switches:  # killed while it draws for update 3, with everything in host memory
-            killed = grpo(tmp_path / name, *OVERRIDES, *switches, fault="die", at=2)
-            assert killed.returncode != 0
-        done = grpo(tmp_path / name, *OVERRIDES, *switches)
-        assert done.returncode == 0, done.output[-4000:]
-        runs[name] = tmp_path / name / "rl1"
-    rows = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
-    assert [row["step"] for row in rows["plain"]] == [1, 2, 3, 4, 5, 6]
-    assert all(row["kl"] > 0 for row in rows["plain"][1:4]), "the reference is another model than the policy"
-    assert first_difference(rows["plain"], rows["moved"], rtol=None) is None
-    stored = sorted(path.name for path in runs["plain"].glob("rollouts/*.jsonl"))
+def test_no_number_changes_also_not_over_a_resume(tmp_path: Path, plain: Path, grpo: Callable):
+    """Killed while it draws for update 3, with everything in host memory."""
+    killed = grpo(tmp_path, *OVERRIDES, *SWITCHES, fault="die", at=2)
+    assert killed.returncode != 0
+    done = grpo(tmp_path, *OVERRIDES, *SWITCHES)
+    assert done.returncode == 0, done.output[-4000:]
+    moved = tmp_path / "rl1"
+    kept, found = (read_metrics(run / "metrics.jsonl") for run in (plain, moved))
+    assert [row["step"] for row in kept] == [1, 2, 3, 4, 5, 6]
+    assert all(row["kl"] > 0 for row in kept[1:4]), "the reference is another model than the policy"
+    assert first_difference(kept, found, rtol=None) is None
+    stored = sorted(path.name for path in plain.glob("rollouts/*.jsonl"))
     assert len(stored) == 6  # three rollouts, two ranks
     for name in stored:
-        assert (runs["plain"] / "rollouts" / name).read_bytes() == (runs["moved"] / "rollouts" / name).read_bytes()
+        assert (plain / "rollouts" / name).read_bytes() == (moved / "rollouts" / name).read_bytes()

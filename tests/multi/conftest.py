@@ -1,7 +1,5 @@
 """One launch per number of processes runs every part of every layout; the tests compare what the ranks wrote."""
 
-import fcntl
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +8,9 @@ import pytest
 
 WORKER = Path(__file__).parent / "worker"
 sys.path.insert(0, str(WORKER))  # tests import assembly and tiny as the worker does
-PARTS = "parity,engine,checkpoints,dense,rl_gradient"
+PARTS = "parity,engine,checkpoints,dense,rl_gradient,reward_model,refresh,grading"
 # In this order: a layout may load the checkpoint of a layout before it.
-LAUNCHES = ((4, "pp2_ep2,vpp2_overlap,ep4,tp2_ep2,tp2_pp2,pp4"), (1, "single"), (2, "pp2,ep2,vpp2,tp2,dp2"))
+LAUNCHES = ((4, "pp2_ep2,vpp2_overlap,ep4,tp2_ep2,tp2_pp2,pp4"), (1, "single"), (2, "pp2,ep2,vpp2,tp2,dp2,dp2_overlap"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,15 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
-    """Folder of the worker's results; made once, also where several pytest workers run these files."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "layouts"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            for processes, layouts in LAUNCHES:
-                torchrun(WORKER / "main.py", processes, folder, PARTS, layouts, timeout_s=420)
-            (folder / "done").touch()
-    return folder
+def results(once: Callable, warm: Callable[..., str]) -> Path:
+    """Folder of the worker's results."""
+
+    def make(folder: Path) -> None:
+        for processes, layouts in LAUNCHES:
+            warm(WORKER / "main.py", processes, folder, PARTS, layouts, timeout_s=420)
+
+    return once("layouts", make)

@@ -47,7 +47,7 @@ class Shard:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str], repo: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, warm: Callable[..., str], repo: Path) -> Path:
     """Models, their imports and exports, and what transformers and we compute of them, per layout and rank."""
     out = tmp_path_factory.mktemp("conversion")
     python(WORKER / "conversion_transformers.py", "make", out)
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str
     make_mtp_folder(out / "mtp" / "hf")
     import_checkpoint(out / "mtp" / "hf", out / "mtp" / "run", Options(workers=1))
     for processes, layouts in LAUNCHES:
-        torchrun(WORKER / "main.py", processes, out, "conversion", layouts, timeout_s=400)
+        warm(WORKER / "main.py", processes, out, "conversion", layouts, timeout_s=400)
     python(WORKER / "conversion_transformers.py", "exported", out)
     return out
 

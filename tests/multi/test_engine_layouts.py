@@ -67,7 +67,7 @@ def test_samples_end_at_eos_or_at_the_budget(results: Path):
     for sample in found:
         assert 1 not in sample.tokens[:-1]
         assert sample.finish == ("eos" if sample.tokens[-1] == 1 else "length")
-        assert len(sample.tokens) == 24 or sample.finish == "eos"
+        assert len(sample.tokens) == 16 or sample.finish == "eos"
         assert len(sample.text.split()) == len(sample.tokens) - (sample.finish == "eos")
     assert {sample.finish for sample in found} == {"eos", "length"}
     assert {sample.policy_version for sample in found} == {9}

@@ -11,9 +11,9 @@ CASES = ("uneven", "none_on_one_rank", "packed")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> list[dict]:
+def ranks(tmp_path_factory: pytest.TempPathFactory, warm: Callable[..., str]) -> list[dict]:
     out = tmp_path_factory.mktemp("mtp_parts")
-    torchrun(WORKER, 2, out)
+    warm(WORKER, 2, out)
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,18 +1,14 @@
 """The reference is the policy after the update, also where weights are gathered late: two ranks of data parallelism."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from assembly import load_ranks
 
-WORKER = Path(__file__).parent / "worker"
 
-
-def test_every_rank_has_the_updated_weights(tmp_path: Path, torchrun: Callable[..., str]):
+def test_every_rank_has_the_updated_weights(results: Path):
     """Each rank updates its shard of the weights; without a gather half of the tensors stayed as they were."""
-    torchrun(WORKER / "main.py", 2, tmp_path, "refresh", "dp2_overlap")
-    ranks = load_ranks(tmp_path, "refresh", "dp2_overlap")
+    ranks = load_ranks(results, "refresh", "dp2_overlap")
     for rank in ranks:
         assert rank["moved_by_itself"] == [] and rank["not_the_policy"] == []
         assert rank["moved"] == rank["parameters"] > 50

@@ -1,28 +1,18 @@
 """A reward model's scores, loss and gradients are the same in every layout."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from assembly import assemble, load_ranks
 
-WORKER = Path(__file__).parent / "worker"
 LAYOUTS = ("dp2", "ep2", "pp2", "tp2")
 TOLERANCE = 1e-5  # relative to the largest entry of each tensor
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
-    folder = tmp_path_factory.mktemp("reward_model")
-    torchrun(WORKER / "main.py", 1, folder, "reward_model", "single")
-    torchrun(WORKER / "main.py", 2, folder, "reward_model", ",".join(LAYOUTS))
-    return folder
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(scored: Path, layout: str):
-    (single,) = load_ranks(scored, "reward_model", "single")
-    ranks = load_ranks(scored, "reward_model", layout)
+def test_layouts(results: Path, layout: str):
+    (single,) = load_ranks(results, "reward_model", "single")
+    ranks = load_ranks(results, "reward_model", layout)
     scores: dict[str, float] = {}
     for rank in ranks:
         assert rank["pairs"] == 5
@@ -38,8 +28,8 @@ def test_layouts(scored: Path, layout: str):
     assert {key: error for key, error in worst.items() if not error <= TOLERANCE} == {}
 
 
-def test_the_comparison_shows_something(scored: Path):
-    (single,) = load_ranks(scored, "reward_model", "single")
+def test_the_comparison_shows_something(results: Path):
+    (single,) = load_ranks(results, "reward_model", "single")
     assert 0 < single["logs"]["pair_accuracy"] < 1
     whole = assemble([single["gradients"]])
     assert whole["value_head.weight"].abs().max() > 0 and whole["embedding.word_embeddings.weight"].abs().max() > 0

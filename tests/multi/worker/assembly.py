@@ -1,5 +1,6 @@
 """The side of the tests: what the ranks wrote, and whole tensors from their shards. Does not import megatron-core."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ def assemble(parts: list[list[Shard]], *, tolerance: float = 0.0) -> dict[str, t
     return whole
 
 
+@lru_cache(maxsize=16)  # many tests look at one part of one layout; none of them changes it
 def load_ranks(folder: Path, part: str, layout: str) -> list[dict]:
     """What every rank of a layout has written for one part of the worker."""
     files = sorted(folder.glob(f"{part}.{layout}.*.pt"))

@@ -17,7 +17,7 @@ from r1train.rollout.types import Group, Sample
 from r1train.train.forward import MicroBatch, forward_only
 
 LAYOUTS = ("single", "dp2", "ep2", "pp2", "tp2", "pp2_ep2", "tp2_ep2", "tp2_pp2")
-PARAMS = SamplingParams(samples_per_prompt=4, temperature=0.8, top_p=0.95, max_response_tokens=24, seed=3, name="test")
+PARAMS = SamplingParams(samples_per_prompt=4, temperature=0.8, top_p=0.95, max_response_tokens=16, seed=3, name="test")
 
 
 def gathered(groups: list[Group]) -> dict[str, tuple[Sample, ...]]:

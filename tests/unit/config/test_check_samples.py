@@ -101,6 +101,7 @@ def test_rule_reports(problems, stage, overrides, key, message):
         REJECT,
         PAIRS,
         REWARD,
+        (*REWARD, "stage.max_sample_tokens=null"),
         (*REJECT, "stage.near_duplicate=1.0"),
         (*REJECT, "step=reject/part_0002", "stage.part=2", "stage.parts=2"),
         (*REJECT, "stage.mix=x", "stage.mix_share=0.25", f"stage.judge={JUDGE}}}"),

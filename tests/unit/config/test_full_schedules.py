@@ -66,6 +66,16 @@ def test_r1_zero_has_rule_rewards_only(tmp_path):
     assert (cfg.reward.name, cfg.reward.language, cfg.stage.init_from) == ("r1_zero", 0.0, "runs/run/pretrain")
 
 
+def test_the_helpfulness_model_learns_from_what_it_judges():
+    """General prompts, as in the second RL, of the checkpoint that it and that RL start from."""
+    steps = {one.step.id: one.step for one in plan_steps(["schedule=r1_full", "root=R"])}
+    general, pairs, helpful, rl2 = (steps[name] for name in ("general", "pairs", "helpful", "rl2"))
+    assert general.set == {"stage.prompts": rl2.set["stage.late_prompts"]["prompts"]}
+    assert rl2.set["reward.preferences"][0]["tasks"] == ["general"]
+    assert general.init_from == helpful.init_from == rl2.init_from == "sft"
+    assert pairs.set == {"stage.samples_from": "R/general"} and helpful.dataset_from == "pairs"
+
+
 def test_the_papers_second_rl():
     step = next(one for one in plan_steps(["schedule=r1_full", "rollout=r1"]) if one.step.id == "rl2")
     overrides = [*step.overrides, "model.max_position_embeddings=163840", "eval.max_response_tokens=40"]

@@ -1,6 +1,5 @@
 """The order of pre-training's windows: a permutation that is computed place by place."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -69,17 +68,16 @@ def test_neighbours_are_unrelated(large):
 
 
 def test_all_of_v3s_windows_cost_nothing():
-    """A materialised order has 29 GB; 200 samples of 17 corpora in turn took one such order each."""
+    """A materialised order has 29 GB; 200 samples of 17 corpora in turn would take one such order each."""
     tracemalloc.start()
-    started = time.process_time()
     found = {
         shuffled(V3_WINDOWS - 1 - place, V3_WINDOWS, seed=1, epoch=0, stream=f"pretrain/{place % 17}")
         for place in range(200)
     }
-    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) >= 199 and min(found) >= 0 and max(found) < V3_WINDOWS
-    assert peak < 1_000_000 and seconds < 1.0
+    assert peak < 1_000_000
 
 
 def test_windows_of_a_corpus_too_large_to_be_shuffled_in_memory(folder):

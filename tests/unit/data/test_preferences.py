@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from r1train.data.preferences import pack_examples, read_preferences, scored_text, take_examples
+from r1train.config.load import load_config
+from r1train.data.preferences import Room, pack_examples, read_preferences, scored_text, take_examples
 from r1train.data.roles import ChatFrame
 from r1train.errors import DataError
 from r1train.reward.reward_model import area_under_curve, pair_accuracy, pairwise_loss, pointwise_loss
@@ -47,7 +48,8 @@ def pair(number: int, **changes) -> dict:
 
 
 def read(path, **changes):
-    return read_preferences(path, Letters(), **{"pairwise": True, "scored": "summary", "heldout_share": 0.5, **changes})
+    defaults = {"pairwise": True, "scored": "summary", "heldout_share": 0.5, "room": Room(64)}
+    return read_preferences(path, Letters(), **{**defaults, **changes})
 
 
 def test_split_is_by_prompt(tmp_path):
@@ -79,6 +81,31 @@ def test_bad_label(tmp_path):
     rows = [{"id": str(n), "prompt": f"q{n}", "response": "x", "label": n} for n in range(3)]
     with pytest.raises(DataError, match="1 rows .2.: label is neither 0 nor 1"):
         read(write(tmp_path / "p", rows), pairwise=False)
+
+
+def test_long_examples_are_named_before_anything_is_trained(tmp_path):
+    """A sample has 6 tokens around its text: yes and no make 9 + 8, the two of row 3 24 together."""
+    rows = [pair(1), pair(2), pair(3, chosen="y" * 10), pair(4, chosen="y" * 9)]
+    path = write(tmp_path / "p", rows)
+    assert sum(map(len, vars(read(path, room=Room(24))).values())) == 4
+    with pytest.raises(
+        DataError, match=r"p: 1 of 4 examples have .* 23 in a row .*:\n  - 3: 16 and 8 tokens\nFix: rem"
+    ):
+        read(path, room=Room(23))
+    with pytest.raises(
+        DataError, match=r"2 of 4 .* 14 of one prompt.*\n  - 3: 16 and 8 tokens\n  - 4: 15 and 8 tokens"
+    ):
+        read(path, room=Room(64, sample=14))
+    rows = [{"id": str(n), "prompt": f"q{n}", "response": "x" * n, "label": n % 2} for n in range(1, 9)]
+    with pytest.raises(DataError, match=r"1 of 8 examples .*\n  - 8: 14 tokens"):
+        read(write(tmp_path / "labels", rows), pairwise=False, room=Room(13))
+
+
+def test_two_responses_of_the_papers_length_share_a_row():
+    """R1 section 2.2.2: 8,192 tokens."""
+    overrides = ["experiment=tiny", "stage=reward_model", "stage.init_from=x", "stage.dataset=x", "stage.steps=2"]
+    stage = load_config(overrides, check_files=False).stage
+    assert (stage.max_sample_tokens, stage.seq_length) == (8192, 2 * 8192)
 
 
 def test_rows_hold_whole_pairs(tmp_path):

@@ -52,7 +52,7 @@ def test_child_of_a_killed_parent_is_killed(how, env):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert ended(child, 5)
+    assert ended(child, 50)
 
 
 def test_child_that_was_not_asked_stays():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ PRELOADED = "import os\nPID = os.getpid()\n"
 RANK = """
 import os, sys, time
 import preloaded_by_server
+from r1train.dist.parent import end_with_parent
+end_with_parent()
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 print(*[os.environ[name] for name in names], preloaded_by_server.PID == os.getppid(), sys.argv[1:], flush=True)
 print("from the server" if os.environ["SET_AT_START"] == "yes" else "", file=sys.stderr, flush=True)
@@ -24,6 +27,15 @@ if mode == "wait" or (mode == "fail" and os.environ["RANK"] == "0"):
     time.sleep(300)
 if mode == "fail":
     sys.exit(7)
+"""
+
+STARTER = """
+import sys, time
+from r1train.dist.warm import WarmRanks
+running = WarmRanks("preloaded_by_server", {"SET_AT_START": "yes"}).start("forked_rank", ["wait"], world_size=2)
+print(*[process.pid for process in running._processes])
+for line in running.lines():
+    print(line, end="", flush=True)
 """
 
 
@@ -72,3 +84,19 @@ def test_stop_ends_every_rank(start):
     running.stop()
     assert running.wait() == -signal.SIGTERM
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_silent_ranks_end_with_a_starter_that_is_killed(ranks: WarmRanks):
+    """Nothing breaks their output, and they hold the pipe that tells Python's fork server of its starter's end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", STARTER]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    pids = [int(pid) for pid in starter.stdout.readline().split()]
+    printed = [starter.stdout.readline() for _ in range(4)]
+    assert len(pids) == 2 and sum(line.startswith(("0 0", "1 1")) for line in printed) == 2
+    family = psutil.Process(starter.pid).children(recursive=True)
+    assert set(pids) < {process.pid for process in family}
+    starter.kill()
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+    starter.wait()
+    starter.stdout.close()

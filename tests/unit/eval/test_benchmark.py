@@ -1,7 +1,9 @@
 """A suite and passkey retrieval from prompts to files, with an engine that answers from a list."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from r1train.eval.benchmark import evaluate_passkey, evaluate_suite, load_suites
 from r1train.eval.generate import Target, evaluate
 from r1train.eval.score import read_report
 from r1train.reward.isolation import Isolation
+from r1train.rl import replica_scorer
 from r1train.rollout.types import read_rows
 
 
@@ -38,6 +41,10 @@ def one_process(monkeypatch):
     for module in (benchmark, generate):
         monkeypatch.setattr(module, "local_part", list)
         monkeypatch.setattr(module, "gather_groups", list)
+        monkeypatch.setattr(module, "gather_at_rank0", list)
+    for module in (benchmark, replica_scorer):
+        monkeypatch.setattr(module, "decides", lambda: True)
+        monkeypatch.setattr(module, "from_deciding_rank", lambda value: value)
     monkeypatch.setattr(generate, "agreed", lambda value: value)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(benchmark.parallel_state, "get_data_parallel_world_size", lambda: 1)
@@ -66,11 +73,19 @@ def test_a_finished_suite_is_not_asked_again(suite_file, tokenizer, group_of, cf
 def test_heldout_problems_are_reused_only_where_that_is_allowed(cfg, tokenizer, suite_file, group_of, tmp_path):
     rows = [{"question": f"{n}+1=", "answer": str(n + 1)} for n in range(3)]
     ((_, prompts),) = load_suites(with_suite(cfg, suite_file("number", rows, name="gsm8k")), tokenizer)
-    engine = Answers(group_of, lambda prompt, i: "<think>a</think><answer>1.0</answer>")
+
+    def recorded(prompt, texts):
+        """As an engine gives samples that records experts for the RL stage whose evaluation this is."""
+        group = group_of(prompt, texts)
+        routes = np.zeros((1, 2, 4), dtype=np.uint8)
+        return replace(group, samples=tuple(replace(sample, routes=routes) for sample in group.samples))
+
+    engine = Answers(recorded, lambda prompt, i: "<think>a</think><answer>1.0</answer>")
     target = Target(tmp_path, "x/step_00000001", policy_version=1)
     (report,) = evaluate(cfg, engine, prompts, target)
     assert (report.task, report.pass_at_1, report.problems) == ("gsm8k", pytest.approx(1 / 3), 3)
-    assert json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])["scores"][0]["parts"]["accuracy"] == 1.0
+    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert first["scores"][0]["parts"]["accuracy"] == 1.0 and first["samples"][0]["routes"] is None
     assert evaluate(cfg, engine, prompts, target) == [report] and len(engine.asked) == 1
     evaluate(cfg, engine, prompts, Target(tmp_path, "x/step_00000001", policy_version=1, reuse=False))
     assert len(engine.asked) == 2
@@ -87,6 +102,12 @@ def test_passkey_is_greedy_and_counts_cells(cfg, tokenizer, group_of, tmp_path):
     assert [len(prompts) for prompts, _ in engine.asked] == [2, 2, 1, 1, 1, 1]
 
 
+def test_an_id_beyond_the_tokenizers_entries_has_no_text(tokenizer):
+    """Models have more ids than their tokenizer, and nothing keeps an engine from drawing one."""
+    ids = tokenizer.encode("12")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, 10**6]) == "12"
+
+
 def test_code_suites_need_isolation_before_anything_runs(cfg, suite_file, tokenizer, monkeypatch):
     monkeypatch.setattr(benchmark, "probe", lambda: Isolation("none", "tried"))
     with pytest.raises(EnvironmentProblem, match="cannot isolate"):
@@ -94,6 +115,4 @@ def test_code_suites_need_isolation_before_anything_runs(cfg, suite_file, tokeni
 
 
 def with_suite(cfg, suite):
-    from dataclasses import replace
-
     return replace(cfg, eval=replace(cfg.eval, suites=(suite,)), rollout=replace(cfg.rollout, max_prompt_tokens=300))

@@ -4,11 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from r1train.errors import RunInUse
+from r1train.log import lock
 from r1train.log.lock import hold
 
 HOLDER = """
@@ -43,13 +43,19 @@ def test_second_holder_is_refused_and_told_who_holds(tmp_path):
         assert path.read_text().count("\n") == 1
 
 
-def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path, capsys):
+def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path, capsys, monkeypatch):
     path = tmp_path / "x.lock"
-    process = holder(path, 0.5)
-    started = time.monotonic()
+    process = holder(path, 60)
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        process.kill()
+        process.wait()
+
+    monkeypatch.setattr(lock.time, "sleep", pause)
     with hold(path, wait_s=30):
-        assert 0.2 < time.monotonic() - started < 20
-    process.wait()
+        assert pauses == [0.1]
     assert capsys.readouterr().err.startswith(f"waiting up to 30 s for process {process.pid} on ")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ class Served:
         self.script: dict[str, list[str]] = {}
         self.asked: Counter[str] = Counter()
         self.seen: list[dict] = []
+        self.closed = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -28,6 +28,7 @@ class Served:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def close(self) -> None:
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -43,9 +44,9 @@ class Served:
 
             def _act(self, behaviour: str):
                 kind, _, rest = behaviour.partition(" ")
-                if kind == "sleep":
-                    time.sleep(float(rest))
-                    kind, rest = "say", "late"
+                if kind == "hang":
+                    served.closed.wait()
+                    return
                 if kind == "hang-up":
                     self.connection.close()
                     return
@@ -99,9 +100,9 @@ def test_outcomes(served, script, outcome, tries):
 
 
 def test_time_out(served):
-    served.script["q"] = ["sleep 1", "say yes"]
-    assert client(served, timeout_s=0.2).ask("q", read) == Answer("yes", "ok")
-    served.script["r"] = ["sleep 1"]
+    served.script["q"] = ["hang", "say yes"]
+    assert client(served, timeout_s=1.0, tries=9).ask("q", read) == Answer("yes", "ok")
+    served.script["r"] = ["hang"]
     assert client(served, timeout_s=0.2, tries=2).ask("r", read) == Answer(None, "time-out")
 
 

@@ -89,7 +89,7 @@ def test_functions():
 
 @isolated
 def test_time_for_all_tests_of_a_sample():
-    cfg = CodeConfig(time_s=5.0, total_s=1.0, partial=True)
+    cfg = CodeConfig(time_s=30.0, total_s=4.0, partial=True)  # the first test ends well before, on a busy host too
     slow = [
         {"stdin": "0.0\n", "stdout": "ok\n"},
         {"stdin": "60\n", "stdout": "ok\n"},
@@ -172,11 +172,11 @@ def test_unisolated_where_the_config_allows_it(monkeypatch):
     try:
         with pytest.raises(EnvironmentProblem, match="pretended"):
             score("print(3)", SUMS)
-        cfg = CodeConfig(allow_unisolated=True, time_s=1.0)
+        cfg = CodeConfig(allow_unisolated=True)
         assert score("print(sum(map(int, input().split())))", SUMS, cfg=cfg) == 1.0
         assert score("print(3)", SUMS, cfg=cfg) == 0.0
         assert score(DIV, FUNCTION_TESTS, cfg=cfg) == 1.0
         assert score("import os, time\nif os.fork() == 0: time.sleep(99)\nprint(3)", SUMS[:1], cfg=cfg) == 1.0
-        assert score("while True: pass", SUMS, cfg=cfg) == 0.0
+        assert score("while True: pass", SUMS, cfg=CodeConfig(allow_unisolated=True, time_s=1.0)) == 0.0
     finally:
         code.jail_of.cache_clear()

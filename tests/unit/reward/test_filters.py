@@ -33,7 +33,7 @@ CASES = {
     "truncated": sample(truncated=True),
     "format": scored(format=0.0),
     "wrong": scored(accuracy=0.0),
-    "mixed language": scored(language=0.9),
+    "mixed language": scored(language=0.89),
     "long paragraph": sample("one two\n\none two three four five six"),
     "code in thinking": sample(FENCE),
     "repetition": sample("x," * 20),

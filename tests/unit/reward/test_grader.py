@@ -1,4 +1,7 @@
-"""Grader processes: order, hangs, crashes, exceptions, forged answers, and that no process is left behind."""
+"""Grader processes: order, hangs, crashes, exceptions, forged answers, and that no process is left behind.
+
+A formula that hangs the real verifier is in test_overlap.py.
+"""
 
 import os
 import subprocess
@@ -193,14 +196,6 @@ def test_worker_ends_by_itself_when_its_parent_was_killed(command):
     assert worker.wait(timeout=30) == -14
     worker.stdin.close()
     worker.stdout.close()
-
-
-def test_real_worker_math_verify_hang_is_timed_out():
-    entry = {"question": "", "answer": "x+1", "metadata": {}}
-    answers = ["x+1", "9^{9^{9^{9}}}+x+1", "1+x"]
-    with Grader(processes=1, timeout_s=2.0) as grader:
-        grades = grader.grade([GradeItem(task="math", answer=answer, entry=entry) for answer in answers])
-    assert grades == [Grade(1.0, None), Grade(None, "grader timed out after 2 s"), Grade(1.0, None)]
 
 
 def test_real_worker_reports_an_unknown_task():

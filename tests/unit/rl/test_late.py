@@ -85,12 +85,14 @@ def test_what_a_rollout_asks(late_cfg, monkeypatch):
 
     def take(position, count, *, late):
         asked.append((position, late))
-        return list(range(position, position + count))
+        return [Prompt(f"p{place}", "math", "?", "-", {}, (0,)) for place in range(position, position + count)]
 
     sampler = SimpleNamespace(prompts=SimpleNamespace(take=take))
     for turn in (ask.Turn(4, 140), ask.Turn(6, 210), ask.Turn(8, 280, 210)):
         found = ask.prompts_of_turn(late_cfg, sampler, turn, start=4, count=4)
-        assert found == {5: turn.position + 5, 7: turn.position + 7}
+        assert {place: prompt.id for place, prompt in found.items()} == {
+            place: f"p{turn.position + place}" for place in (5, 7)
+        }
     assert asked == [(144, None), (214, 210), (284, 210)]
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from r1train.config.load import load_config
-from r1train.errors import DataError
+from r1train.errors import DataError, EnvironmentProblem
 from r1train.stages import run as stage_run
 from r1train.stages.prompt_files import check_prompt_files
 
@@ -62,6 +62,23 @@ def test_late_prompts_and_languages(cfg_of, tmp_path):
     check_prompt_files(cfg_of(*start, "reward.language=0.0"))
     with pytest.raises(DataError, match=f"{late}: .*\n  - b .task general.: metadata language = 'tlh' is not known"):
         check_prompt_files(cfg_of(*start, "reward.language=0.1"))
+
+
+def test_programs_that_nothing_here_compiles(cfg_of, tmp_path, monkeypatch):
+    """Graders would find out after the first rollout."""
+    tests = [{"stdin": "", "stdout": "1"}]
+    path = prompts(tmp_path / "rl.jsonl", task="code", metadata={"code_language": "cpp", "tests": tests})
+    cfg = cfg_of(*GRPO, f"stage.prompts={path}")
+    monkeypatch.setattr("r1train.reward.references.compiler", lambda: None)
+    with pytest.raises(
+        EnvironmentProblem, match=f"{path}: 1 problems ask for C.. .the first is b., but this host has no"
+    ):
+        check_prompt_files(cfg)
+    monkeypatch.setattr("r1train.reward.references.compiler", lambda: "/usr/bin/g++")
+    check_prompt_files(cfg)
+    monkeypatch.setattr("r1train.reward.references.compiler", lambda: None)
+    prompts(path, task="code", metadata={"tests": tests})
+    check_prompt_files(cfg)
 
 
 def test_generated_tasks_cost_no_import(cfg_of, tmp_path, monkeypatch):

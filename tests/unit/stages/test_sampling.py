@@ -11,6 +11,7 @@ from r1train.config.load import load_config
 from r1train.data.prompts import Prompt
 from r1train.errors import DataError
 from r1train.reward.samples import read_samples
+from r1train.rl import replica_scorer
 from r1train.rollout.engine import SamplingParams
 from r1train.rollout.types import Group, Sample
 from r1train.stages import sampling
@@ -61,13 +62,15 @@ def sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             "load_module": lambda module, folder: None,
             "build_engine": lambda job, module: engine,
             "local_part": list,
-            "gather_objects": lambda rows: [rows],
+            "gather_at_rank0": list,
             "parallel_state": SimpleNamespace(get_data_parallel_world_size=lambda: 1),
             "of_rank": lambda value, src: value,
             "StopSignal": lambda: SimpleNamespace(agreed=lambda: stop),
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(sampling, name, fake)
+        monkeypatch.setattr(replica_scorer, "decides", lambda: True)
+        monkeypatch.setattr(replica_scorer, "from_deciding_rank", lambda value: value)
         base = ["experiment=tiny", "stage=reject", f"root={tmp_path}", "stage.init_from=x", "rollout.batch_size=12"]
         cfg = load_config([*base, f"stage.prompts={tmp_path}/prompts.jsonl", *overrides], check_files=False)
         asked = sampling.Asked(PROMPTS, Path("rl1/checkpoints/step_00000012"), params)
