@@ -3,10 +3,11 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from r1train.dist.parent import end_with_parent
-from r1train.errors import ConfigError, Problem, R1TrainError
+from r1train.errors import ConfigError, Problem, R1TrainError, file_problem
 
 USAGE = """usage: python -m r1train [mode=MODE] [experiment=NAME] [schedule=NAME | stage=NAME] [key=value] ...
 
@@ -19,7 +20,8 @@ modes
   doctor   what is installed, and what each missing part switches off
   report   the stage table, the lineage and the comparison of evaluations of the runs in root, and report.html there
 
-stale=refuse|rerun|keep   what mode=run does about stages whose config or inputs have changed (docs/lineage.md)
+stale=refuse|rerun|keep   what run and steps do about stages whose config or inputs have changed; one stage alone is
+           refused or kept (docs/lineage.md)
 
 examples
   python -m r1train experiment=tiny
@@ -31,6 +33,7 @@ Groups and their options are the folders and files of conf/. A key of one stage 
 """
 MODES = ("run", "check", "steps", "plan", "doctor", "report")
 STALE = ("refuse", "rerun", "keep")
+SPEAK_S = 2.0  # longer than ranks of one machine are apart when they meet the same mistake
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,17 +43,33 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(USAGE)
         return 0
+    if not arguments:
+        print(USAGE, file=sys.stderr)
+        return ConfigError.exit_code
+    rank = os.environ.get("RANK", "0")
     try:
         _dispatch(arguments)
     except R1TrainError as error:
         # Every rank meets the same mistake; one message is enough.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}" if error.exit_code else error, file=sys.stderr)
+        if rank == "0":
+            print(f"error: {error}" if error.exit_code else error, file=sys.stderr, flush=True)
+        elif error.exit_code:
+            # The launcher ends all ranks when one has failed: the one that speaks comes first.
+            time.sleep(SPEAK_S)
         return error.exit_code
+    except OSError as error:
+        # Disks and permissions differ between nodes, so each rank speaks for itself.
+        if (problem := file_problem(error)) is None:
+            raise
+        print(f"error: {problem}" if rank == "0" else f"error: rank {rank}: {problem}", file=sys.stderr, flush=True)
+        return R1TrainError.exit_code
     return 0
 
 
 def _dispatch(arguments: list[str]) -> None:
+    bare = [Problem(word, None, "not key=value", f"did you mean mode={word}?") for word in arguments if word in MODES]
+    if bare:
+        raise ConfigError(bare)
     own, overrides = _own_options(arguments)
     mode, stale = own.get("mode", "run"), own.get("stale", "refuse")
     if stale not in STALE:
@@ -58,13 +77,13 @@ def _dispatch(arguments: list[str]) -> None:
     if mode not in MODES:
         raise ConfigError([Problem("mode", mode, "no such mode", f"one of {', '.join(MODES)}")])
     if mode == "run" and _has_stage(overrides):
-        _run_stage(overrides, keep_stale=stale == "keep")
+        _run_stage(overrides, stale)
     elif mode == "run":
         _run_schedule(overrides, stale)
     elif mode == "check":
         _check(overrides)
     elif mode == "steps":
-        _steps(overrides)
+        _steps(overrides, stale)
     elif mode == "plan":
         _plan(overrides, own.get("plan"))
     elif mode == "doctor":
@@ -93,14 +112,17 @@ def _has_stage(overrides: list[str]) -> bool:
 # megatron-core alone takes four.
 
 
-def _run_stage(overrides: list[str], *, keep_stale: bool) -> None:
+def _run_stage(overrides: list[str], stale: str) -> None:
     from r1train.config.load import load_config  # noqa: PLC0415
 
+    if stale == "rerun":
+        fix = "move its run folder aside yourself, or leave stage= out: the schedule moves it and runs what follows"
+        raise ConfigError([Problem("stale", stale, "a stage alone does not move its own run folder", fix)])
     # A mistake in the config shows before the seconds that torch takes.
     cfg = load_config(overrides)
     from r1train.stages.run import run_stage  # noqa: PLC0415
 
-    run_stage(cfg, keep_stale=keep_stale)
+    run_stage(cfg, keep_stale=stale == "keep")
 
 
 def _run_schedule(overrides: list[str], stale: str) -> None:
@@ -121,12 +143,16 @@ def _check(overrides: list[str]) -> None:
         print(f"ok  {cfg.step} ({cfg.stage.name})")
 
 
-def _steps(overrides: list[str]) -> None:
+def _steps(overrides: list[str], stale: str) -> None:
     from r1train.config.steps import check_schedule, plan_steps  # noqa: PLC0415
+    from r1train.schedule import move_stale, stale_to_move  # noqa: PLC0415
 
-    check_schedule(overrides)
+    configs = check_schedule(overrides)
+    for place in move_stale(configs, stale_to_move(configs, stale)):
+        print(f"moved aside: {place}", file=sys.stderr)
+    own = ["stale=keep"] if stale == "keep" else []
     for planned in plan_steps(overrides):
-        print(planned.step.id, planned.step.stage, *planned.overrides, sep="\t")
+        print(planned.step.id, planned.step.stage, *planned.overrides, *own, sep="\t")
 
 
 def _plan(overrides: list[str], json_path: str | None) -> None:

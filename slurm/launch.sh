@@ -18,11 +18,8 @@ overrides=("$@" "stage=$stage" "step=$step" "root=$root")
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}} R1TRAIN_LOG_DIR=$root/$step/logs
-container=()
-if [ -n "${R1TRAIN_CONTAINER_IMAGE:-}" ]; then
-  container=(--container-image="$R1TRAIN_CONTAINER_IMAGE" --container-mounts="$R1TRAIN_CONTAINER_MOUNTS"
-    --no-container-mount-home --container-workdir="$R1TRAIN_HOME")
-fi
+# shellcheck disable=SC1091 source=slurm/container.sh
+source "$here/container.sh"
 
 stopping=false
 # shellcheck disable=SC2317  # called by the trap

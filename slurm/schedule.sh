@@ -18,6 +18,10 @@ for argument in "$@"; do
     *) overrides+=("$argument") ;;
   esac
 done
+if $dry_run && [ "$(value_of stale refuse "${overrides[@]}")" = rerun ]; then
+  echo "r1train: --dry-run changes nothing, and stale=rerun moves run folders aside: leave one of them out" >&2
+  exit 2
+fi
 experiment=$(value_of experiment "" "${overrides[@]}")
 root=$(value_of root "$R1TRAIN_RUN_ROOT/$experiment" "${overrides[@]}")   # launch.sh's default, for the whole chain
 

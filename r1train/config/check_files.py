@@ -179,7 +179,7 @@ def suites_exist(cfg: RunConfig, made_later: MadeLater) -> list[Problem]:
 
 
 def _comes_later(path: Path, made_later: MadeLater) -> bool:
-    return any(path == folder or folder in path.parents for folder in made_later)
+    return any(path == made or made in path.parents for made in made_later)
 
 
 def _file(key: str, path: str | Path, made_later: MadeLater) -> list[Problem]:
@@ -192,7 +192,7 @@ def _file(key: str, path: str | Path, made_later: MadeLater) -> list[Problem]:
         return [Problem(key, str(path), "not a file", "name a file")]
     if _comes_later(path, made_later):
         return []
-    return [Problem(key, str(path), NO_FILE, "correct the path, or run the stage that writes it (prepare)")]
+    return [Problem(key, str(path), NO_FILE, "correct the path, put it there, or run the stage that writes it")]
 
 
 def _asset(key: str, name: str) -> list[Problem]:

@@ -58,7 +58,7 @@ def load_config(overrides: list[str], *, check_files: bool = True, made_later: t
     """The frozen config of one run of one stage.
 
     overrides: `group=option` and `dotted.key=value` in Hydra's syntax. check_files: also look at the files the stage
-    reads; made_later: folders whose contents an earlier step of the schedule will write, so they may be missing.
+    reads; made_later: run folders and files that earlier steps of the schedule will write, so they may be missing.
     Raises ConfigError with every problem of the config. Writes nothing.
     """
     tree = compose_tree(overrides)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from r1train.config.check_schedule import DATASET_FILES, prepared_files_have_rows, schedule_problems
 from r1train.config.load import compose_tree, load_config
+from r1train.config.prepared import prepared_names
 from r1train.config.schema import RunConfig, ScheduleConfig, ScheduleStep
 from r1train.config.validate import build
 from r1train.errors import ConfigError, Problem
@@ -14,7 +15,7 @@ from r1train.errors import ConfigError, Problem
 class PlannedStep:
     """One step of a schedule. overrides: complete arguments for load_config or the command line.
 
-    made_later: folders that earlier steps write, so that they may be missing before the schedule runs.
+    made_later: run folders and files that earlier steps write, so that they may be missing before the schedule runs.
     """
 
     step: ScheduleStep
@@ -27,6 +28,7 @@ def plan_steps(overrides: list[str]) -> list[PlannedStep]:
 
     Raises ConfigError if the schedule itself is wrong; the steps' own configs are not loaded here.
     """
+    _refuse_one_id_for_all(overrides)
     tree = compose_tree(overrides)
     schedule, problems = build(tree["schedule"], ScheduleConfig)
     problems = [Problem(f"schedule.{item.key}", item.value, item.what, item.fix) for item in problems]
@@ -34,14 +36,34 @@ def plan_steps(overrides: list[str]) -> list[PlannedStep]:
         problems += schedule_problems(schedule)
     if problems:
         raise ConfigError(problems)
-    root, data_dir = Path(str(tree["root"])), Path(str(tree["data"]["dir"]))
+    root = Path(str(tree["root"]))
     planned: list[PlannedStep] = []
     made: list[Path] = []
     for step in schedule.steps:
         changes = step_overrides(step, root, {other.id: other.stage for other in schedule.steps})
         planned.append(PlannedStep(step, [*changes, *overrides], tuple(made)))
-        made += [root / step.id, *([data_dir] if step.stage == "prepare" else [])]
+        made += [root / step.id, *(_prepared_files(planned[-1].overrides) if step.stage == "prepare" else [])]
     return planned
+
+
+def _refuse_one_id_for_all(overrides: list[str]) -> None:
+    """With step= from the user every step would have the same run folder, done as soon as the first one is."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "step":
+            fix = f"leave it out; one stage alone: stage=... step={value}"
+            raise ConfigError([Problem("step", value, "a schedule names its steps itself", fix)])
+
+
+def _prepared_files(overrides: list[str]) -> list[Path]:
+    """What a prepare step will write, of its config before any validation: malformed corpora are reported later.
+
+    Not its whole folder: a user's own files there, such as general prompts, are written by nobody.
+    """
+    data = compose_tree(overrides)["data"]
+    corpora = data["corpora"] if isinstance(data["corpora"], list) else []
+    names = [str(corpus["name"]) for corpus in corpora if isinstance(corpus, dict) and "name" in corpus]
+    return [Path(str(data["dir"])) / name for name in prepared_names(names)]
 
 
 def check_schedule(overrides: list[str]) -> list[RunConfig]:

@@ -12,6 +12,8 @@ from r1train.config.schema_parallel import ClusterConfig, ParallelConfig
 from r1train.dist import cpu
 from r1train.errors import EnvironmentProblem
 
+CUDA_QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
+
 
 @dataclass(frozen=True)
 class Device:
@@ -47,6 +49,21 @@ def select_device(cluster: ClusterConfig) -> Device:
     # may sum in another order. Kept on disk, the choice is made once.
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     return Device("cuda", torch.device("cuda", local_rank))
+
+
+def set_cuda_queues(cluster: ClusterConfig, parallel: ParallelConfig) -> None:
+    """How many hardware queues CUDA gives this process, by its layout; call before anything touches a GPU.
+
+    One queue makes tensor and context parallelism's communication start before the GEMM that hides it
+    (megatron-core's layers.py); the overlap of the experts' all-to-all needs many (32 in NVIDIA's recipe of it), and
+    comes first where a layout has both. A value in the environment wins; other layouts keep CUDA's own (8).
+    """
+    if cluster.device == "cpu":
+        return
+    if parallel.overlap_expert_all_to_all:
+        os.environ.setdefault(CUDA_QUEUES, "32")
+    elif parallel.tp > 1 or parallel.cp > 1:
+        os.environ.setdefault(CUDA_QUEUES, "1")
 
 
 def init_processes(device: Device, parallel: ParallelConfig, cluster: ClusterConfig) -> None:

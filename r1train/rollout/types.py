@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -110,6 +110,11 @@ def _array_from_row(row: dict) -> np.ndarray:
 def group_to_row(group: Group) -> dict[str, object]:
     """JSON-ready dict with keys prompt and samples; a stage may add keys of its own, such as scores."""
     return {"prompt": asdict(group.prompt), "samples": [sample_to_row(sample) for sample in group.samples]}
+
+
+def without_routes(group: Group) -> Group:
+    """The group as people read it: the experts of its tokens would be most of a stored row."""
+    return replace(group, samples=tuple(replace(sample, routes=None) for sample in group.samples))
 
 
 def group_from_row(row: dict) -> Group:

@@ -46,6 +46,8 @@ REMOVED = "removed.jsonl"
 WORKED = BUILTIN_PREFIX + "worked"
 # What says where the files lie or how training reads them, not what is in them.
 NOT_IN_FILES = ("dir", "loader", "packing", "mask_across_documents")
+# Keys that came later, with what was done before them: data that were prepared then stay.
+NEWER = {"pre_tokenizer": "digits", "boundary_split_rate": 0.0}
 # Raised when the same config must give other files than before.
 _FORMAT = 1
 # The same of configs with data.decontaminate.
@@ -103,6 +105,7 @@ def _fingerprint(data: DataConfig) -> str:
     versions = [importlib.metadata.version(name) for name in ("reasoning-gym", "tokenizers")]
     left_out = NOT_IN_FILES if data.decontaminate else (*NOT_IN_FILES, "decontaminate", "decontaminate_words")
     config = {name: value for name, value in asdict(data).items() if name not in left_out}
+    config = {name: value for name, value in config.items() if name not in NEWER or value != NEWER[name]}
     number = _FORMAT_DECONTAMINATED if data.decontaminate else _FORMAT
     content = json.dumps([number, config, sources, shipped, versions], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

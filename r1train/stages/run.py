@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from r1train.config.load import dump_resolved
 from r1train.config.schema import PrepareStage, RunConfig
-from r1train.dist.init import is_rank0, launch_rank, select_device
+from r1train.dist.init import is_rank0, launch_rank, select_device, set_cuda_queues
 from r1train.log.lock import hold
 from r1train.log.manifest import write_manifest
 from r1train.log.result import StageResult, read_result, write_result
@@ -18,15 +18,20 @@ WAIT_S = 30.0
 
 
 def run_stage(cfg: RunConfig, *, keep_stale: bool = False) -> None:
-    """Run, or continue, the stage; a run folder that already holds its result is left alone.
+    """Run, or continue, the stage; a run folder that already holds its result is left alone, which rank 0 says.
 
-    keep_stale: continue even where the stage began with another config or other inputs; else StaleRun says what
-    differs. Raises RunInUse when the same rank of another attempt is still running in this run folder; DataError,
-    before anything is written, for problems that no verifier could grade.
+    keep_stale: continue, or take what is finished, even where the stage began with another config or other inputs, or
+    its files were altered; else StaleRun says what differs. Raises RunInUse when the same rank of another attempt is
+    still running in this run folder; DataError, before anything is written, for problems that no verifier could grade.
     """
     if read_result(cfg.run_dir) is not None:
+        if is_rank0():
+            if not keep_stale:
+                check_run(cfg)
+            print(f"{cfg.step}: already finished, nothing to do ({cfg.run_dir})", flush=True)
         return
     with hold(cfg.run_dir / "locks" / f"rank_{launch_rank()}.lock", wait_s=WAIT_S):
+        set_cuda_queues(cfg.cluster, cfg.parallel)
         # Data are prepared without a GPU, so that a login node can do it.
         select_device(replace(cfg.cluster, device="cpu") if isinstance(cfg.stage, PrepareStage) else cfg.cluster)
         stage = stage_function(cfg.stage.name)

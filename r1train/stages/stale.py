@@ -6,14 +6,20 @@ from pathlib import Path
 
 from r1train.config.schema import PrepareStage, RunConfig
 from r1train.errors import StaleRun
-from r1train.log.manifest import FILE_NAME, Digests, read_manifest
+from r1train.log.manifest import Digests, read_manifest
 from r1train.log.result import read_result
+from r1train.stages.data_folder import set_data_aside
 from r1train.stages.lineage import inputs_of, reasons
 
 SHOWN_REASONS = 5
 FIX = (
     "Fix: put it back as it was; or stale=rerun to move these run folders aside (<step>.stale_N, nothing is deleted) "
     "and run the steps again; or stale=keep to go on with what is there"
+)
+# stale=rerun belongs to the schedule: of a stage's ranks none could know when another has moved their folder.
+FIX_ALONE = (
+    "Fix: put it back as it was; or move {} aside (or give another step=) and start the stage again; or stale=keep to "
+    "go on with what is there"
 )
 
 
@@ -46,8 +52,8 @@ def parents_of(cfg: RunConfig, configs: Sequence[RunConfig]) -> list[RunConfig]:
     return [other for other in earlier if any(path.is_relative_to(folders[other.step].absolute()) for path in paths)]
 
 
-def refuse(stale: dict[str, list[str]]) -> None:
-    """Raises StaleRun, with every reason, when a step is stale."""
+def refuse(stale: dict[str, list[str]], *, fix: str = FIX) -> None:
+    """Raises StaleRun, with every reason and what can be done, when a step is stale."""
     if not stale:
         return
     lines = []
@@ -55,39 +61,38 @@ def refuse(stale: dict[str, list[str]]) -> None:
         more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
         lines.append(f"\n  - {step}: {'; '.join(why[:SHOWN_REASONS])}{more}")
     count = f"{len(stale)} step{'s are' if len(stale) > 1 else ' is'} stale"
-    raise StaleRun(f"{count}, nothing was changed:{''.join(lines)}\n{FIX}")
+    raise StaleRun(f"{count}, nothing was changed:{''.join(lines)}\n{fix}")
 
 
 def set_aside(configs: Sequence[RunConfig], stale: dict[str, list[str]]) -> list[Path]:
-    """Moves the run folders of stale steps to <step>.stale_N, and data that were altered after they were prepared.
+    """Moves the run folders of stale steps to <step>.stale_N, and what a stale prepare step wrote to data.stale_N.
 
-    Returns the new places.
+    A user's own files in the data folder stay where they are. Returns the new places.
     """
     moved = []
     for cfg in configs:
         if cfg.step not in stale:
             continue
-        if _prepares(cfg) and any(why.startswith("its own ") for why in stale[cfg.step]):
-            moved += _move(Path(cfg.data.dir))
-        moved += _move(cfg.run_dir)
+        data = Path(cfg.data.dir)
+        if _prepares(cfg) and set_data_aside(data, place := _free_place(data)):
+            moved.append(place)
+        if cfg.run_dir.exists():
+            moved.append(_free_place(cfg.run_dir))
+            os.rename(cfg.run_dir, moved[-1])
     return moved
 
 
 def check_run(cfg: RunConfig) -> None:
-    """Raises StaleRun when a begun stage would continue from other inputs than it began with."""
-    if (cfg.run_dir / FILE_NAME).is_file():
-        why = reasons(cfg, Digests(Path(cfg.root)))
-        refuse({cfg.step: why} if why else {})
+    """Raises StaleRun when a begun or finished stage does not fit its config, its inputs or its own files any more."""
+    why = reasons(cfg, Digests(Path(cfg.root)))
+    refuse({cfg.step: why} if why else {}, fix=FIX_ALONE.format(cfg.run_dir))
 
 
-def _move(folder: Path) -> list[Path]:
-    if not folder.exists():
-        return []
+def _free_place(folder: Path) -> Path:
     number = 1
     while (place := folder.with_name(f"{folder.name}.stale_{number}")).exists():
         number += 1
-    os.rename(folder, place)
-    return [place]
+    return place
 
 
 def _prepares(cfg: RunConfig) -> bool:

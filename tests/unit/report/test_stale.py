@@ -8,10 +8,10 @@ import pytest
 from r1train.config.load import load_config
 from r1train.config.steps import plan_steps
 from r1train.errors import StaleRun
-from r1train.log.manifest import read_manifest, write_manifest
+from r1train.log.manifest import digest_of, read_manifest, write_manifest
 from r1train.log.result import StageResult, write_result
 from r1train.report.lineage import lineage, node_line
-from r1train.stages.lineage import begin_manifest, config_reasons, deciding, finish_manifest
+from r1train.stages.lineage import begin_manifest, finish_manifest
 from r1train.stages.stale import check_run, refuse, set_aside, stale_steps
 
 STEPS = (
@@ -50,6 +50,8 @@ def run(cfg):
         for name in ("text", "gsm8k", "worked"):
             (data / "corpus").mkdir(exist_ok=True)
             (data / "corpus" / f"{name}.bin").write_text(name)
+        files = {str(path.relative_to(data)): [digest_of(path)] for path in data.rglob("*") if path.is_file()}
+        (data / "_DONE").write_text(json.dumps({"hash": "x", "summary": {}, "files": files}))
     elif cfg.step == "reject":
         (cfg.run_dir / "sft.jsonl").write_text("{}\n")
     else:
@@ -252,6 +254,27 @@ def test_rerun_of_altered_data_prepares_them_anew(done, tmp_path):
     (tmp_path / "data" / "cold_start.jsonl").write_text("other")
     moved = set_aside(done, stale_steps(done))
     assert moved[:2] == [tmp_path / "data.stale_1", tmp_path / "prepare.stale_1"]
+    assert (tmp_path / "data.stale_1" / "cold_start.jsonl").read_text() == "other"
+    assert not (tmp_path / "data").exists()
+
+
+def test_rerun_with_a_changed_data_config_keeps_the_old_data_and_the_users_files(done, configs_of, tmp_path):
+    data, aside = tmp_path / "data", tmp_path / "data.stale_1"
+    (data / "prompts" / "general.jsonl").write_text("of the user")
+    assert stale_steps(done) == {}, "a file that prepare did not write is none of its outputs"
+    configs = configs_of("data.seed=77")
+    assert set_aside(configs, stale_steps(configs))[:2] == [aside, tmp_path / "prepare.stale_1"]
+    names = ["_DONE", "cold_start.jsonl", "corpus", "prompts", "tokenizer"]
+    assert sorted(path.name for path in aside.iterdir()) == names
+    assert (aside / "prompts" / "train.jsonl").read_text() == "prompts/train.jsonl\n"
+    assert [str(path.relative_to(data)) for path in data.rglob("*")] == ["prompts", "prompts/general.jsonl"]
+
+
+def test_data_of_a_version_without_a_list_move_as_a_whole(done, configs_of, tmp_path):
+    (tmp_path / "data" / "_DONE").write_text(json.dumps({"hash": "x", "summary": {}}))
+    configs = configs_of("data.seed=77")
+    assert set_aside(configs, stale_steps(configs))[0] == tmp_path / "data.stale_1"
+    assert (tmp_path / "data.stale_1" / "cold_start.jsonl").exists() and not (tmp_path / "data").exists()
 
 
 def test_a_begun_stage_does_not_go_on_from_other_inputs(done, configs_of, tmp_path):
@@ -266,33 +289,3 @@ def test_a_begun_stage_does_not_go_on_from_other_inputs(done, configs_of, tmp_pa
     check_run(cold)
     with pytest.raises(StaleRun, match="cold_start: lr.learning_rate.start was 0.002, is now 0.5"):
         check_run(other)
-
-
-def test_paths_do_not_decide_and_lists_do():
-    tree = {"stage": {"name": "sft", "dataset": "a", "lengths": [1, 2]}, "evaluate_after": False, "root": "r"}
-    assert deciding(tree) == {"stage.name": "sft", "stage.lengths.0": 1, "stage.lengths.1": 2}
-    # A kind that nobody has listed: everything but places.
-    other = {"stage": {"name": "new"}, "evaluate_after": False, "root": "r", "rl": {"kl_coef": 0.1}}
-    assert deciding(other) == {"stage.name": "new", "evaluate_after": False, "rl.kl_coef": 0.1}
-
-
-def test_where_a_reward_model_waits_decides_nothing():
-    """Lists of records: the switch of each of them, and vLLM's share of the memory."""
-
-    def tree(*, offload: bool, share: float, weight: float) -> dict:
-        reward = {"preferences": [{"name": "a", "weight": weight, "offload": offload}]}
-        rollout = {"engine": "vllm", "gpu_memory_share": share, "push_mib": int(100 * share)}
-        return {"stage": {"name": "grpo"}, "evaluate_after": False, "reward": reward, "rollout": rollout}
-
-    one = tree(offload=False, share=0.4, weight=1.0)
-    assert config_reasons(one, tree(offload=True, share=0.5, weight=1.0)) == []
-    reasons = config_reasons(one, tree(offload=True, share=0.5, weight=2.0))
-    assert reasons == ["reward.preferences.0.weight was 1.0, is now 2.0"]
-
-
-def test_a_key_of_a_newer_version_decides_only_where_it_is_set():
-    stage = {"stage": {"name": "pretrain"}, "evaluate_after": False}
-    then = {**stage, "model": {"hidden_size": 8}}
-    assert config_reasons(then, {**stage, "model": {"hidden_size": 8, "token_merging": None}}) == []
-    (reason,) = config_reasons(then, {**stage, "model": {"hidden_size": 8, "token_merging": {"window": 4}}})
-    assert reason == "model.token_merging.window was absent, is now 4"
