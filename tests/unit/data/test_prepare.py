@@ -213,3 +213,27 @@ def test_a_key_that_is_not_used_leaves_the_data_as_they_were(tmp_path):
     """Data that were prepared before the key existed are not made again for it."""
     data = config(tmp_path).data
     assert prepare._fingerprint(dataclasses.replace(data, decontaminate_words=10)) == prepare._fingerprint(data)
+
+
+def test_deepseek_v3s_words_and_split_boundaries(tmp_path):
+    """Half of the tokens of punctuation and line break are two in training documents, none of them in held-out ones."""
+    gsm8k = CorpusConfig(name="gsm8k", source="builtin:gsm8k", weight=1.0)
+    words = {"pre_tokenizer": "deepseek_v3", "boundary_split_rate": 0.5, "heldout_fraction": 0.2}
+    folder = tmp_path / "data"
+    prepare.run(config(folder, corpora=(gsm8k,), tasks=(), worked_examples=0, tokenizer_vocab_size=400, **words))
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    (merged,), (stop,), (line_break,) = map(tokenizer.encode, (".\n", ".", "\n"))
+    for name, low, high in (("gsm8k", 0.45, 0.55), ("gsm8k_heldout", 0.0, 0.0)):
+        ring = TokenRing(folder / "corpus" / name)
+        tokens = ring.read(0, ring.num_tokens)
+        apart = int(((tokens[:-1] == stop) & (tokens[1:] == line_break)).sum())
+        assert low <= apart / (apart + int((tokens == merged).sum())) <= high
+
+
+def test_keys_of_later_versions_keep_older_data(tmp_path, monkeypatch):
+    """A hash that was made before data.pre_tokenizer is that of the same data now; another value is other data."""
+    plain = config(tmp_path / "data").data
+    now = prepare._fingerprint(plain)
+    assert prepare._fingerprint(dataclasses.replace(plain, pre_tokenizer="deepseek_v3")) != now
+    monkeypatch.setattr(prepare, "NOT_IN_FILES", (*prepare.NOT_IN_FILES, *prepare.NEWER))
+    assert prepare._fingerprint(plain) == now
