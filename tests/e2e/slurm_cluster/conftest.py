@@ -20,7 +20,7 @@ import pytest
 
 NODES = ("sim1", "sim2")
 DAEMON_PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 UNFINISHED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "STOPPED", "SUSPENDED")
 # inside its namespace a node mounts its own /etc/hosts and takes its own name before slurmd starts
 ENTER_NODE = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
@@ -129,7 +129,7 @@ class SlurmCluster:
 
     def run(self, *command: str, cwd: Path | None = None, **env: str) -> str:
         """Standard output of a command that has to succeed; env adds to the cluster's."""
-        result = subprocess.run(command, env=self.env | env, cwd=cwd, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, env=self.env | env, cwd=cwd, capture_output=True, text=True, timeout=180)
         assert result.returncode == 0, f"{command} ended with {result.returncode}:\n{result.stdout}{result.stderr}"
         return result.stdout.strip()
 
@@ -150,7 +150,7 @@ class SlurmCluster:
         return job
 
     def _try(self, *command: str) -> str:
-        result = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=180)
         return result.stdout if result.returncode == 0 else ""
 
     def _spawn(self, name: str, command: list[str]) -> None:

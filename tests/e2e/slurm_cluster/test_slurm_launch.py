@@ -92,7 +92,7 @@ def test_ranks_follow_the_node_order_and_add_up(cluster, repo, tmp_path):
         R1TRAIN_PROCESSES_PER_NODE="2",
         R1TRAIN_LOG_DIR=str(tmp_path / "logs"),
     )
-    job = cluster.wait(job_id, timeout_s=60)
+    job = cluster.wait(job_id, timeout_s=180)
     output = (tmp_path / "job.out").read_text()
     assert job["JobState"] == "COMPLETED", output
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
@@ -115,7 +115,7 @@ def submit_and_send_usr1(cluster, home: Path, step: str, **env: str) -> tuple[di
     job_id = cluster.run(*command, cwd=home, **settings(home), **env)
     cluster.wait_for("both ranks to run", lambda: (run / "ready.0").exists() and (run / "ready.1").exists())
     cluster.run("scancel", "--batch", "--signal=USR1", job_id)  # what --signal=B:USR1@120 does before the time limit
-    return cluster.wait(job_id, timeout_s=60), run
+    return cluster.wait(job_id, timeout_s=180), run
 
 
 def test_usr1_saves_requeues_and_the_second_attempt_finishes(cluster, home):
@@ -142,7 +142,7 @@ def test_schedule_stops_at_the_first_failure(cluster, home):
     )
     steps = dict(line.split("\t") for line in submitted.splitlines())
     assert list(steps) == ["010_good", "020_bad", "030_never"]
-    jobs = {step: cluster.wait(job_id, timeout_s=60) for step, job_id in steps.items()}
+    jobs = {step: cluster.wait(job_id, timeout_s=180) for step, job_id in steps.items()}
     assert {step: job["JobState"] for step, job in jobs.items()} == {
         "010_good": "COMPLETED",
         "020_bad": "FAILED",
@@ -194,6 +194,6 @@ def test_a_container_gets_the_first_host_and_its_own_python(home, tmp_path):
 
 def test_a_job_without_an_experiment_says_so(cluster, home):
     job_id = cluster.run("sbatch", "--parsable", "slurm/pretrain.sbatch", cwd=home, **settings(home))
-    job = cluster.wait(job_id, timeout_s=30)
+    job = cluster.wait(job_id, timeout_s=120)
     assert job["JobState"] == "FAILED"
     assert "r1train: experiment is missing, e.g. experiment=tiny" in Path(job["StdOut"]).read_text()

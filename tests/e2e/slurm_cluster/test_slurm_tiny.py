@@ -58,7 +58,7 @@ def test_tiny_runs_through_slurm(cluster, repo: Path, tmp_path: Path):
     jobs = dict(line.split("\t") for line in submitted.splitlines())
     assert list(jobs) == ["prepare", "pretrain", "rl1"]
     for step, job_id in jobs.items():
-        job = cluster.wait(job_id, timeout_s=90)
+        job = cluster.wait(job_id, timeout_s=240)
         assert job["JobState"] == "COMPLETED", f"{step}: {job['JobState']}\n{Path(job['StdOut']).read_text()[-4000:]}"
         assert job["NumNodes"] == ("1" if step == "prepare" else "2")
     rows = {step: json.loads((tmp_path / "tiny" / step / "result.json").read_text()) for step in jobs}

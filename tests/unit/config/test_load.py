@@ -55,7 +55,7 @@ def test_v3_schedule_has_the_papers_boundaries():
     rate = cfg.lr.learning_rate
     assert rate.unit == "tokens"
     assert [(segment.until, segment.to) for segment in rate.segments] == [
-        (2000 * 3072 * 4096, 2.2e-4),
+        (28_055_699_456, 2.2e-4),  # 2,000 steps of the growing batch
         (10e12, 2.2e-4),
         (14.3e12, 2.2e-5),
         (14.633e12, 2.2e-5),
