@@ -55,6 +55,7 @@ InactiveLimit=0
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=100000,bf_interval=2
 PropagateResourceLimits=NONE
+FirstJobId={first_job}
 {nodes}
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
@@ -63,7 +64,7 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 def _free_ports(count: int) -> list[int]:
     """Ports nobody listens on, below the range that outgoing connections take (32768 and up)."""
     ports: list[int] = []
-    candidate = 10000 + os.getpid() % 9000
+    candidate = 10000 + os.getpid() * 97 % 9000
     while len(ports) < count:
         candidate += 1
         with socket.socket() as probe:
@@ -197,6 +198,8 @@ class SlurmCluster:
                 host=host,
                 user=getpass.getuser(),
                 folder=self.folder,
+                # Jobs take their port from their number, and clusters of two test workers share the machine.
+                first_job=1 + os.getpid() * 97 % 9000,
                 controller_port=controller_port,
                 nodes="\n".join(lines),
                 names=",".join(NODES),
