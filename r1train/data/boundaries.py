@@ -7,7 +7,6 @@ training; its report does not say how many.
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,41 +16,33 @@ from r1train.errors import DataError
 _BREAKS = "\r\n"
 
 
-@dataclass(frozen=True)
 class BoundarySplit:
-    """rate: share of the places that are split; seed: other places. tokenizer: whose documents these are.
+    """Splits in documents of one tokenizer. merged: whether a token can be split, bool [vocabulary]."""
 
-    Raises DataError where the vocabulary has no such token.
-    """
+    def __init__(self, rate: float, seed: int, tokenizer: Tokenizer):
+        """rate: share of the places that are split; seed: other places.
 
-    rate: float
-    seed: int
-    tokenizer: Tokenizer
-    # Token -> the ids of its punctuation and of its line breaks; and whether a token has such parts, bool [vocabulary].
-    parts: dict[int, np.ndarray] = field(init=False, repr=False)
-    merged: np.ndarray = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        parts = merged_tokens(self.tokenizer)
-        if not parts:
+        Raises DataError where the vocabulary has no such token.
+        """
+        self._parts = merged_tokens(tokenizer)
+        if not self._parts:
             what = "the tokenizer has no token of punctuation and a line break, so there is nothing to split"
             raise DataError(f"{what}. Fix: train it with the pre-tokenizer deepseek_v3, or split none")
-        merged = np.zeros(self.tokenizer.vocab_size, dtype=bool)
-        merged[list(parts)] = True
-        object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "merged", merged)
+        self._rate, self._seed = rate, seed
+        self.merged = np.zeros(tokenizer.vocab_size, dtype=bool)
+        self.merged[list(self._parts)] = True
 
     def apply(self, ids: np.ndarray, text: str) -> np.ndarray:
         """ids, int64 [n], of a document with this text, with a share of the places split. A pure function."""
         places = np.flatnonzero(self.merged[ids])
-        digest = hashlib.blake2b(text.encode(), digest_size=16, person=f"split/{self.seed}".encode()[:16]).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=16, person=f"split/{self._seed}".encode()[:16]).digest()
         draws = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(len(places))
-        chosen = places[draws < self.rate]
+        chosen = places[draws < self._rate]
         if not len(chosen):
             return ids
         found, start = [], 0
         for place in chosen.tolist():
-            found += [ids[start:place], self.parts[int(ids[place])]]
+            found += [ids[start:place], self._parts[int(ids[place])]]
             start = place + 1
         return np.concatenate([*found, ids[start:]])
 

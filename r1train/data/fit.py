@@ -8,6 +8,7 @@ few short documents are there to fill it. Which pieces lie in a window stands in
 <corpus>.fit<S>: 12 bytes a piece and 8 a window, read through memory maps.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -62,11 +63,7 @@ def fit_folder(prefix: Path, seq_length: int) -> Path:
 
 def read_fit(prefix: Path, seq_length: int) -> FitSize | None:
     """What the finished index of this corpus holds; None where there is none, or one of another corpus."""
-    folder = fit_folder(prefix, seq_length)
-    if not (folder / _SIZES).is_file():
-        return None
-    size = FitSize(**json.loads((folder / _SIZES).read_text(encoding="utf-8")))
-    return size if size.lengths == _hash(TokenRing(prefix)) else None
+    return _read(fit_folder(prefix, seq_length), TokenRing(prefix))
 
 
 def ensure_fit(prefix: Path, seq_length: int) -> None:
@@ -74,15 +71,15 @@ def ensure_fit(prefix: Path, seq_length: int) -> None:
 
     Raises DataError where that would keep a job's other processes waiting for minutes, and what fit_corpus() raises.
     """
-    size = read_fit(prefix, seq_length)
+    ring, folder = TokenRing(prefix), fit_folder(prefix, seq_length)
+    size = _read(folder, ring)
     if size is None:
-        documents = TokenRing(prefix).num_documents
-        if documents > _MOST_AT_START:
-            what = f"{documents} documents are too many to pack when a job starts"
+        if ring.num_documents > _MOST_AT_START:
+            what = f"{ring.num_documents} documents are too many to pack when a job starts"
             fix = f"python tools/fit_corpus.py --corpus {prefix} --seq-length {seq_length} --workers N, once"
             raise DataError(f"{prefix}: {what}. Fix: {fix}")
-        with hold(beside(fit_folder(prefix, seq_length), ".lock"), wait_s=_LOCK_WAIT_S):
-            size = read_fit(prefix, seq_length) or fit_corpus(prefix, seq_length)
+        with hold(beside(folder, ".lock"), wait_s=_LOCK_WAIT_S):
+            size = _read(folder, ring) or fit_corpus(prefix, seq_length)
     what = "%s: documents packed into %d windows of %d tokens, %.3f %% of them filled up"
     _log.info(what, prefix.name, size.windows, seq_length, 100 * size.padding)
 
@@ -116,7 +113,8 @@ class FittedWindows:
 
     def __init__(self, prefix: Path, seq_length: int):
         """Raises DataError: no index there, one of another corpus, or a truncated one."""
-        folder, size = fit_folder(prefix, seq_length), read_fit(prefix, seq_length)
+        ring, folder = TokenRing(prefix), fit_folder(prefix, seq_length)
+        size = _read(folder, ring)
         fix = "Fix: tools/fit_corpus.py writes it"
         if size is None:
             raise DataError(f"{folder}: no index of packed documents, or one of another corpus. {fix}")
@@ -124,7 +122,7 @@ class FittedWindows:
         for name, length in expected.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != length:
                 raise DataError(f"{folder / name}: missing, or not the {length} bytes of its index. {fix}")
-        self.count, self._length, self._ring = size.windows, seq_length + 1, TokenRing(prefix)
+        self.count, self._length, self._ring = size.windows, seq_length + 1, ring
         self._pieces = np.memmap(folder / _PIECES, PIECE, mode="r")
         self._bounds = np.memmap(folder / _BOUNDS, np.int64, mode="r")
 
@@ -135,12 +133,19 @@ class FittedWindows:
         return np.concatenate([tokens, ~np.resize(tokens, self._length - len(tokens))])
 
 
+def _read(folder: Path, ring: TokenRing) -> FitSize | None:
+    if not (folder / _SIZES).is_file():
+        return None
+    size = FitSize(**json.loads((folder / _SIZES).read_text(encoding="utf-8")))
+    return size if size.lengths == _hash(ring) else None
+
+
 def _write(ring: TokenRing, prefix: Path, folder: Path, seq_length: int, workers: int) -> FitSize:
     """All blocks in order; a block's places begin at its first document."""
     windows = pieces = tokens = 0
     np.zeros(1, np.int64).tofile(folder / _BOUNDS)
     with open(folder / _BOUNDS, "ab") as bounds_file, open(folder / _PIECES, "wb") as pieces_file:
-        for found, counts in _blocks(prefix, seq_length, workers):
+        for found, counts in _blocks(ring, prefix, seq_length, workers):
             (pieces + np.cumsum(counts)).tofile(bounds_file)
             found.tofile(pieces_file)
             windows, pieces, tokens = windows + len(counts), pieces + len(found), tokens + int(found["length"].sum())
@@ -149,20 +154,26 @@ def _write(ring: TokenRing, prefix: Path, folder: Path, seq_length: int, workers
     return size
 
 
-def _blocks(prefix: Path, seq_length: int, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    firsts = range(0, TokenRing(prefix).num_documents, _BLOCK)
-    arguments = (itertools.repeat(prefix), itertools.repeat(seq_length), firsts)
+def _blocks(ring: TokenRing, prefix: Path, seq_length: int, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """PIECE [n] window by window and int64 [w], how many of them each window has, of 2**18 documents at a time."""
+    firsts = range(0, ring.num_documents, _BLOCK)
     if workers == 1:
-        yield from map(_block, *arguments)
+        yield from (pack_documents(*ring.documents(first, first + _BLOCK), seq_length) for first in firsts)
         return
     # Workers that read the corpus themselves, in processes without this one's threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        yield from pool.map(_block, *arguments)
+        spans = [(first, first + _BLOCK) for first in firsts]
+        yield from pool.map(_block, itertools.repeat(prefix), spans, itertools.repeat(seq_length))
 
 
-def _block(prefix: Path, seq_length: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Documents [first, first + _BLOCK): PIECE [n] window by window, and how many of them each window has, int64."""
-    return pack_documents(*TokenRing(prefix).documents(first, first + _BLOCK), seq_length)
+def _block(prefix: Path, span: tuple[int, int], seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+    return pack_documents(*_worker_ring(prefix).documents(*span), seq_length)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_ring(prefix: Path) -> TokenRing:
+    """A worker's, opened for its first block: that adds up the lengths of all documents."""
+    return TokenRing(prefix)
 
 
 def pack_documents(starts: np.ndarray, lengths: np.ndarray, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
