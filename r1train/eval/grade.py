@@ -18,7 +18,7 @@ from r1train.reward.code import extract_code
 from r1train.reward.format import format_score
 from r1train.reward.grader import Grade, GradeItem, Grader
 from r1train.reward.score import CODE_MARGIN_S
-from r1train.rollout.types import Group, Sample
+from r1train.rollout.types import Sample
 
 # Kind of suite -> task of reward/accuracy.py whose verifier decides. The others are decided here.
 GRADER_TASK: dict[SuiteKind, str] = {
@@ -98,16 +98,6 @@ class SuiteGrader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._grader.close()
-
-
-def grade_groups(suite: SuiteConfig, groups: Sequence[Group], reward: RewardConfig) -> list[list[Judged]]:
-    """Verdicts of every group's samples, in order, all at once. Raises as SuiteGrader."""
-    with SuiteGrader(suite, reward) as grader:
-        for place, group in enumerate(groups):
-            for sample in group.samples:
-                grader.finished(place, group.prompt, sample)
-        verdicts = grader.verdicts()
-    return [verdicts[place] for place in range(len(groups))]
 
 
 def program(code: str, prompt: Prompt) -> str:

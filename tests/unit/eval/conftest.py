@@ -13,7 +13,7 @@ from r1train.config.schema_eval import SuiteConfig
 from r1train.data.documents import documents
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
-from r1train.eval.grade import Judged, grade_groups
+from r1train.eval.grade import Judged, SuiteGrader
 from r1train.eval.suites import load_suite
 from r1train.rollout.types import Group, Sample
 
@@ -65,9 +65,24 @@ def cfg() -> RunConfig:
     return load_config(["experiment=tiny", "stage=evaluate", "stage.init_from=x"], check_files=False)
 
 
+@pytest.fixture(scope="session")
+def grade_groups(cfg: RunConfig) -> Callable[[SuiteConfig, list[Group]], list[list[Judged]]]:
+    """Verdicts of every group's samples, in order, all at once."""
+
+    def grade(suite: SuiteConfig, groups: list[Group]) -> list[list[Judged]]:
+        with SuiteGrader(suite, cfg.reward) as grader:
+            for place, group in enumerate(groups):
+                for sample in group.samples:
+                    grader.finished(place, group.prompt, sample)
+            verdicts = grader.verdicts()
+        return [verdicts[place] for place in range(len(groups))]
+
+    return grade
+
+
 @pytest.fixture
 def judge(
-    suite_file: Callable[..., SuiteConfig], tokenizer: Tokenizer, group_of: Callable[..., Group], cfg: RunConfig
+    suite_file: Callable[..., SuiteConfig], tokenizer: Tokenizer, group_of: Callable[..., Group], grade_groups
 ) -> Callable[..., tuple[SuiteConfig, Group, list[Judged]]]:
     """judge("math", row, responses, ("boxed",)) -> the suite of this one row, the group and its verdicts."""
 
@@ -75,7 +90,7 @@ def judge(
         suite = suite_file(kind, [row], answer_from=places, samples_per_problem=len(texts))
         (prompt,) = load_suite(suite, tokenizer, max_prompt_tokens=300)
         group = group_of(prompt, texts)
-        (judged,) = grade_groups(suite, [group], cfg.reward)
+        (judged,) = grade_groups(suite, [group])
         return suite, group, judged
 
     return grade

@@ -14,7 +14,6 @@ from r1train.config.schema import RunConfig
 from r1train.data.prompts import Prompt
 from r1train.eval.benchmark import suite_report
 from r1train.eval.generate import Target
-from r1train.eval.grade import grade_groups
 from r1train.eval.suites import load_suite
 from r1train.reward.jail import probe
 from r1train.reward.score import Scorer
@@ -26,7 +25,7 @@ RIGHT = {"gsm8k": 24, "math500": 23, "choice": 24, "code": 21, "humaneval": 26, 
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_marks_and_pass_at_1(name: str, suite_file, tokenizer, group_of, cfg: RunConfig, tmp_path: Path):
+def test_marks_and_pass_at_1(name: str, suite_file, tokenizer, group_of, grade_groups, tmp_path: Path):
     task = MARKED[name]
     if task["kind"] in ("mbpp", "humaneval") and probe().backend == "none":
         pytest.skip("this host cannot isolate programs")
@@ -38,7 +37,7 @@ def test_marks_and_pass_at_1(name: str, suite_file, tokenizer, group_of, cfg: Ru
     groups = [
         group_of(prompt, [text for text, _ in one["samples"]]) for prompt, one in zip(prompts, problems, strict=True)
     ]
-    judged = grade_groups(suite, groups, cfg.reward)
+    judged = grade_groups(suite, groups)
     found = [
         [text, int(one.outcome.correct)]
         for problem, verdicts in zip(problems, judged, strict=True)
