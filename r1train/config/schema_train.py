@@ -106,6 +106,9 @@ class TaskConfig:
     template: str = "{question}"
 
 
+Packing = Literal["concatenate", "best_fit"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What the prepare stage builds and later stages read; everything lies below `dir`.
@@ -138,6 +141,6 @@ class DataConfig:
     boundary_split_rate: float = 0.0
     decontaminate: tuple[str, ...] = ()
     decontaminate_words: int = 13
-    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    packing: Packing = "concatenate"
     mask_across_documents: bool = False
     loader: Literal["torch", "dali"] = "torch"

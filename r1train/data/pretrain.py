@@ -6,18 +6,17 @@ megatron-core's GPTDataset is not used: it needs the number of samples beforehan
 """
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from r1train.config.schema_train import Packing
 from r1train.data.blend import blend
 from r1train.data.fit import FittedWindows
 from r1train.data.order import generator, shuffled
 from r1train.data.ring import TokenRing
 from r1train.errors import DataError
-
-Packing = Literal["concatenate", "best_fit"]
 
 
 class CorpusWindows(Protocol):
