@@ -26,11 +26,10 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from reference_model import Reference, build_adamw, build_reference
 
-from r1train.config.layout import micro_batch_rounds
 from r1train.config.load import load_config
 from r1train.config.schema import PretrainStage, RunConfig
 from r1train.config.schema_model import ModelConfig
-from r1train.config.validate import build
+from r1train.config.validate import build_recorded
 from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.dali import open_loader
 from r1train.data.heldout import Windows, heldout_windows
@@ -56,7 +55,7 @@ def read_config(args: argparse.Namespace) -> RunConfig:
         path = args.run / "resolved.yaml"
         if not path.is_file():
             raise DataError(f"{path} is not there. Fix: name the folder of a pretrain run, or use --overrides")
-        cfg, problems = build(yaml.safe_load(path.read_text(encoding="utf-8")))
+        cfg, problems = build_recorded(yaml.safe_load(path.read_text(encoding="utf-8")))
         if problems:
             raise ConfigError(problems)
     model = cfg.model
@@ -87,7 +86,7 @@ def train_step(
     sequence_loss = torch.zeros((), device=reference.device)
     for part in windows.split(rows):
         loss = reference.losses(part).sum()
-        layers = sum(part.sequence_loss for part in reference.balance)
+        layers = sum((part.sequence_loss for part in reference.balance), loss.new_zeros(()))
         share = len(part) / len(windows)
         (loss / count + share * reference.moe.sequence_loss_coef * layers).backward()
         loss_sum += loss.detach()
@@ -95,13 +94,17 @@ def train_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(reference.model.parameters(), cfg.optim.clip_grad)
     optimizer.step()
     optimizer.zero_grad()
+    bias_rate = value_at(cfg.lr.bias_rate, progress)
     for part in reference.balance:
-        part.update_bias(value_at(cfg.lr.bias_rate, progress))
+        part.update_bias(bias_rate)
+    balance = reference.balance
     return {
         "loss": loss_sum.item() / count,
-        "sequence_loss": sequence_loss.item() / len(reference.balance),
+        **({"balance/sequence_loss": sequence_loss.item() / len(balance)} if balance else {}),
         "grad_norm": grad_norm.item(),
         "learning_rate": optimizer.param_groups[0]["lr"],
+        "bias_rate": bias_rate,
+        "sequences": len(windows),
     }
 
 
@@ -111,13 +114,11 @@ def step_windows(cfg: RunConfig, device: torch.device) -> Iterator[Callable[[Tra
     weights = {corpus.name: corpus.weight for corpus in cfg.data.corpora}
     folder, seq_length, packing = Path(cfg.data.dir) / "corpus", cfg.stage.seq_length, cfg.data.packing
     source = PretrainSource(folder, weights, seq_length=seq_length, seed=cfg.seed, packing=packing)
-    multiple = cfg.stage.micro_batch_size * cfg.parallel.dp * micro_batch_rounds(cfg.parallel)
     with open_loader(cfg.data.loader, Reader(source, 0, 1), device) as loader:
 
         def windows(state: TrainState) -> torch.Tensor:
             progress = Progress(state.tokens, state.step, cfg.stage.steps)
-            count = batch_size_at(cfg.lr.batch_size, cfg.stage.batch_size, progress, multiple=multiple)
-            return loader.batch(state.position, count)
+            return loader.batch(state.position, batch_size_at(cfg.lr, cfg.stage.batch_size, progress))
 
         yield windows
 
@@ -145,13 +146,13 @@ def train(reference: Reference, out: Path, *, rows: int) -> list[float]:
 def heldout_loss(reference: Reference, out: Path, *, rows: int) -> float | None:
     """r1train/eval/perplexity.py's number on its windows; None where nothing was held out."""
     cfg, corpora = reference.cfg, {}
-    pad_id = Tokenizer.load(Path(cfg.data.dir) / "tokenizer").pad_id
+    tokenizer = Tokenizer.load(Path(cfg.data.dir) / "tokenizer")
     for corpus in cfg.data.corpora:
         if corpus.weight <= 0:
             continue
         folder, length = Path(cfg.data.dir) / "corpus", cfg.stage.seq_length
         windows = heldout_windows(
-            folder, corpus.name, seq_length=length, max_tokens=cfg.eval.perplexity_tokens, pad_id=pad_id
+            folder, corpus.name, tokenizer, seq_length=length, max_tokens=cfg.eval.perplexity_tokens
         )
         if windows is not None:
             corpora[corpus.name] = measure(reference, windows, rows=rows)

@@ -17,6 +17,13 @@ from r1train.data.rows import Part, check_sources, expected_bytes
 from r1train.errors import exit_code
 
 
+def count(text: str) -> int:
+    """A number of rows; ValueError, which argparse reports, for what is none."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -26,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out-prefix", type=Path, required=True, help="PREFIX.bin and PREFIX.idx are written")
     parser.add_argument("--text-field", default="text", help="JSON key or parquet column with the document")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; all cores")
-    parser.add_argument("--max-bad-rows", type=int, default=0, help="rows without a document to accept, all reported")
+    parser.add_argument("--max-bad-rows", type=count, default=0, help="rows without a document to accept, all reported")
     parser.add_argument("--heldout-fraction", type=float, default=0.0, help="of the documents, into PREFIX_heldout")
     parser.add_argument("--fim-rate", type=float, default=0.0, help="share of documents cut for fill-in-the-middle")
     split = "share of the tokens of punctuation and line breaks to split again"

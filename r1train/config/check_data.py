@@ -1,11 +1,14 @@
 """Rules about the data's composition (the files themselves: check_files.py)."""
 
-import itertools
 import math
+import re
 from collections import Counter
 
+from r1train.config.prepared import HELDOUT_SUFFIX
 from r1train.config.schema import PretrainStage, RunConfig
 from r1train.errors import Problem
+
+_CORPUS_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def names_are_unique(cfg: RunConfig) -> list[Problem]:
@@ -15,6 +18,20 @@ def names_are_unique(cfg: RunConfig) -> list[Problem]:
         for name, count in counts.items():
             if count > 1:
                 problems.append(Problem(key, name, f"this name stands {count} times", "give each its own name"))
+    return problems
+
+
+def corpus_names_are_file_names(cfg: RunConfig) -> list[Problem]:
+    """<data.dir>/corpus/<name>.bin, and <name>_heldout.bin for the held-out documents."""
+    problems = []
+    for index, corpus in enumerate(cfg.data.corpora):
+        key, name = f"data.corpora.{index}.name", corpus.name
+        if not _CORPUS_NAME.fullmatch(name):
+            what = "files are named after it: letters, digits, '_', '.' and '-' only, the first a letter or digit"
+            problems.append(Problem(key, name, what, "e.g. web_2024"))
+        elif name.endswith(HELDOUT_SUFFIX):
+            what = f"{HELDOUT_SUFFIX} at the end is for the held-out documents of the corpus before it"
+            problems.append(Problem(key, name, what, "another name"))
     return problems
 
 
@@ -129,26 +146,26 @@ def isolated_documents_come_one_by_one(cfg: RunConfig) -> list[Problem]:
 
 
 def batch_ramp_ends_at_the_batch(cfg: RunConfig) -> list[Problem]:
-    """The ramp only grows, from at least one micro-batch per rank to stage.batch_size."""
+    """The ramp only grows, from at least lr.batch_multiple to stage.batch_size."""
     ramp = cfg.lr.batch_size
     if ramp is None or not isinstance(cfg.stage, PretrainStage):
         return []
     key, problems = "lr.batch_size", []
-    sizes, ends = [ramp.start, *(part.to for part in ramp.segments)], [0.0, *(part.until for part in ramp.segments)]
+    sizes, least = [ramp.start, *(part.to for part in ramp.segments)], cfg.lr.batch_multiple
     if sizes[-1] != cfg.stage.batch_size:
         what = f"ends at {sizes[-1]:g} sequences, but stage.batch_size is {cfg.stage.batch_size}"
         problems.append(Problem(key, sizes, what, "make the two equal, or lr.batch_size=null"))
-    least = cfg.parallel.dp * cfg.stage.micro_batch_size
     if sizes[0] < least:
-        what = f"starts below dp x micro_batch_size = {cfg.parallel.dp} x {cfg.stage.micro_batch_size} = {least}"
+        what = f"starts below lr.batch_multiple = {least}"
         problems.append(Problem(f"{key}.start", sizes[0], what, f"at least {least}"))
-    if sizes != sorted(sizes) or any(later <= earlier for earlier, later in itertools.pairwise(ends)):
-        problems.append(Problem(f"{key}.segments", sizes, "not a growing ramp", "sort them by `until`, sizes growing"))
+    if sizes != sorted(sizes):
+        problems.append(Problem(f"{key}.segments", sizes, "not a growing ramp", "sizes that grow"))
     return problems
 
 
 RULES = (
     names_are_unique,
+    corpus_names_are_file_names,
     corpus_weights_count,
     task_styles_are_shares,
     task_has_problems,

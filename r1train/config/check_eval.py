@@ -106,11 +106,15 @@ def passkey_fits(cfg: RunConfig) -> list[Problem]:
 
 
 def perplexity_length_fits(cfg: RunConfig) -> list[Problem]:
-    length, positions = cfg.eval.perplexity_length, cfg.model.distinct_positions
-    if length is None or length <= positions:
+    given, positions, tp = cfg.eval.perplexity_length, cfg.model.distinct_positions, cfg.parallel.tp
+    if given is not None and given > positions:
+        what = f"beyond the {positions} positions that the model can tell apart"
+        return [Problem("eval.perplexity_length", given, what, "less, or null")]
+    length = cfg.eval.window_length(positions)
+    if not isinstance(cfg.stage, EvaluateStage) or not cfg.data.corpora or length % tp == 0:
         return []
-    what = f"beyond the {positions} positions that the model can tell apart"
-    return [Problem("eval.perplexity_length", length, what, "less, or null")]
+    what = f"sequence parallelism cuts windows of {length} tokens over parallel.tp = {tp} ranks"
+    return [Problem("eval.perplexity_length", given, what, f"a multiple of {tp}")]
 
 
 def _suites(cfg: RunConfig) -> Iterator[tuple[str, SuiteConfig]]:

@@ -60,8 +60,8 @@ def clip_and_kl_not_negative(cfg: RunConfig) -> list[Problem]:
         return []
     return [
         Problem(f"rl.{name}", value, "below 0", "write 0 or more")
-        for name, value in (("clip_low", cfg.rl.clip_low), ("clip_high", cfg.rl.clip_high), ("kl_coef", cfg.rl.kl_coef))
-        if value < 0
+        for name, value in vars(cfg.rl).items()
+        if name in ("clip_low", "clip_high", "kl_coef", "sequence_loss_coef") and value < 0
     ]
 
 
@@ -115,6 +115,9 @@ def corrections_have_their_bounds(cfg: RunConfig) -> list[Problem]:
         elif value is not None and not wanted:
             what = f"{rule} {vars(rules)[rule]} does not read this bound"
             problems.append(Problem(key, value, what, f"null, or another rl.correction.{rule}"))
+        elif name.endswith("_high") and value is not None and value < 1:
+            what = "is below the ratio of an engine that agrees, so it would change every token"
+            problems.append(Problem(key, value, what, "1 or more"))
     for rule, low, high in (
         ("weight", rules.weight_low, rules.weight_high),
         ("mask", rules.mask_low, rules.mask_high),
@@ -164,6 +167,11 @@ def stops_can_be_met(cfg: RunConfig) -> list[Problem]:
     if isinstance(cfg.stage, GrpoStage) and cfg.rl.stop_if.kl_above is not None and cfg.rl.kl_coef == 0:
         what = "without a KL term there is no reference policy, so the KL is not known"
         problems.append(Problem("rl.stop_if.kl_above", cfg.rl.stop_if.kl_above, what, "null, or rl.kl_coef above 0"))
+    problems += [
+        Problem(f"rl.stop_if.{name}", limit, "a share is never above 1, so this never stops", "below 1, or null")
+        for name, limit in vars(cfg.rl.stop_if).items()
+        if limit is not None and limit >= 1 and name.endswith("_share_above")
+    ]
     return problems + [
         Problem(f"rl.stop_if.{name}", limit, "a gauge that is never below 0 would stop the first step", "0 or more")
         for name, limit in vars(cfg.rl.stop_if).items()

@@ -7,6 +7,7 @@ from r1train.config.schema_samples import RewardModelStage
 from r1train.errors import Problem
 
 RECOMPUTED = ("core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts")
+RECOMPUTED_ON_GPUS = ("layernorm", "moe_act")
 
 
 def virtual_stages_need_a_pipeline(cfg: RunConfig) -> list[Problem]:
@@ -63,7 +64,7 @@ def context_parallelism_fits(cfg: RunConfig) -> list[Problem]:
     if cfg.generates:
         what = f"stage {cfg.stage.name} generates or weighs whole samples, which context parallelism cuts"
         return [Problem("parallel.cp", parallel.cp, what, "1 (tp cuts long samples, too), evaluate_after=false")]
-    if isinstance(cfg.stage, SftStage) and _virtual_stages(cfg) > 1:
+    if _packs(cfg) and _virtual_stages(cfg) > 1:
         what = "packed rows differ in length once they are cut, and virtual pipeline stages need one length"
         return [Problem("parallel.cp", parallel.cp, what, "1, or a layout without virtual stages")]
     return []
@@ -102,27 +103,36 @@ def _packs(cfg: RunConfig) -> bool:
 
 def gather_overlap_fits(cfg: RunConfig) -> list[Problem]:
     parallel = cfg.parallel
-    if not parallel.overlap_param_gather or (cfg.optim.distributed and parallel.overlap_grad_reduce):
+    if not parallel.overlap_param_gather or parallel.overlap_grad_reduce:
         return []
-    what = "needs optim.distributed and parallel.overlap_grad_reduce"
-    return [Problem("parallel.overlap_param_gather", True, what, "false, or switch both on")]
+    what = "needs parallel.overlap_grad_reduce"
+    return [Problem("parallel.overlap_param_gather", True, what, "false, or switch that on, too")]
 
 
 def allgather_has_one_length(cfg: RunConfig) -> list[Problem]:
     """Between plain pipeline stages lengths may vary, which megatron-core's allgather dispatcher refuses."""
     parallel = cfg.parallel
-    if parallel.dispatcher != "allgather" or parallel.pp == 1 or _virtual_stages(cfg) > 1:
+    if parallel.dispatcher != "allgather":
         return []
-    what = "needs micro-batches of one length, and pipeline stages may exchange several"
+    if parallel.cp > 1 and _packs(cfg):
+        what = "needs as many tokens on every rank, and packed rows that are cut have other lengths"
+    elif parallel.pp > 1 and _virtual_stages(cfg) == 1:
+        what = "needs micro-batches of one length, and pipeline stages may exchange several"
+    else:
+        return []
     return [Problem("parallel.dispatcher", "allgather", what, "alltoall")]
 
 
 def recompute_modules_exist(cfg: RunConfig) -> list[Problem]:
-    return [
-        Problem("parallel.recompute_modules", name, "cannot be recomputed", f"one of {', '.join(RECOMPUTED)}")
-        for name in cfg.parallel.recompute_modules
-        if name not in RECOMPUTED
-    ]
+    key, on_cpu = "parallel.recompute_modules", cfg.cluster.device == "cpu"
+    problems = []
+    for name in cfg.parallel.recompute_modules:
+        if name not in RECOMPUTED:
+            problems.append(Problem(key, name, "cannot be recomputed", f"one of {', '.join(RECOMPUTED)}"))
+        elif name in RECOMPUTED_ON_GPUS and on_cpu:
+            what = "is recomputed by Transformer Engine's modules only, but cluster.device is cpu"
+            problems.append(Problem(key, name, what, "leave it out, or choose a cluster with cuda"))
+    return problems
 
 
 def expert_tensor_parallelism_fits(cfg: RunConfig) -> list[Problem]:

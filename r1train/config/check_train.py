@@ -1,5 +1,8 @@
 """Rules about the training stages: lengths, batches, optimizer and schedules."""
 
+import math
+
+from r1train.config.layout import micro_batch_rounds
 from r1train.config.schema import (
     MAIN_HEAD_STAGES,
     GrpoStage,
@@ -123,12 +126,34 @@ def only_pretraining_has_a_batch_ramp(cfg: RunConfig) -> list[Problem]:
     return [Problem("lr.batch_size", cfg.lr.batch_size.start, what, "null")]
 
 
+def batch_multiple_fits(cfg: RunConfig) -> list[Problem]:
+    """The sizes of a growing batch divide over the ranks' micro-batches, and do not depend on them."""
+    stage, multiple = cfg.stage, cfg.lr.batch_multiple
+    if not isinstance(stage, PretrainStage) or cfg.lr.batch_size is None:
+        return []
+    try:
+        factors = (cfg.parallel.dp, stage.micro_batch_size, micro_batch_rounds(cfg.parallel))
+    except ValueError:  # check_layout.py reports a layout that cannot be read
+        return []
+    share = math.prod(factors)
+    if share and multiple % share:
+        product = " x ".join(map(str, factors))
+        what = f"not divisible by dp x micro_batch_size x rounds of virtual stages = {product} = {share}"
+        both = math.lcm(multiple, share)
+        return [Problem("lr.batch_multiple", multiple, what, str(both if stage.batch_size % both == 0 else share))]
+    if stage.batch_size % multiple:
+        what = f"does not divide stage.batch_size = {stage.batch_size}, where the ramp ends"
+        return [Problem("lr.batch_multiple", multiple, what, str(share))]
+    return []
+
+
 def _highest(schedule: Piecewise) -> float:
     return max([schedule.start, *(segment.to for segment in schedule.segments)])
 
 
 def _schedules(cfg: RunConfig) -> tuple[tuple[str, Piecewise], ...]:
-    return tuple((name, vars(cfg.lr)[name]) for name in ("learning_rate", "mtp_weight", "bias_rate"))
+    named = [(name, vars(cfg.lr)[name]) for name in ("learning_rate", "mtp_weight", "bias_rate", "batch_size")]
+    return tuple((name, schedule) for name, schedule in named if schedule is not None)
 
 
 RULES = (
@@ -142,4 +167,5 @@ RULES = (
     fine_tuning_keeps_the_expert_bias,
     main_head_stages_have_no_mtp_loss,
     only_pretraining_has_a_batch_ramp,
+    batch_multiple_fits,
 )

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 TOKENIZER = "tokenizer/tokenizer.json"
+# Held-out documents of corpus/<name> are the corpus of this name behind it.
+HELDOUT_SUFFIX = "_heldout"
 _ROWS = ("cold_start.jsonl", "prompts/train.jsonl", "prompts/heldout.jsonl")
 _CORPUS_ENDINGS = (".bin", ".idx", ".json")
 

@@ -6,6 +6,9 @@ from typing import Literal
 SuiteKind = Literal["number", "math", "choice", "exact", "humaneval", "mbpp", "ifeval"]
 AnswerPlace = Literal["tags", "boxed", "hashes", "number", "text"]
 
+# Of a held-out window where only the model sets a limit: V3's pre-training length.
+USUAL_WINDOW = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
@@ -53,7 +56,7 @@ class EvalConfig:
 
     problems_per_task .. max_response_tokens: of the prepared held-out problems, after a stage and in stage evaluate.
     temperature 0: greedy. perplexity_tokens: at most so many held-out tokens of each corpus; perplexity_length: tokens
-    of a window in stage evaluate (pre-training uses its own), null: the model's positions, 4,096 at most.
+    of a window in stage evaluate (pre-training uses its own), null: the model's positions, USUAL_WINDOW at most.
     suites, passkey: in stage evaluate only. folder: for ${eval.folder} in the paths of suites.
     """
 
@@ -67,3 +70,7 @@ class EvalConfig:
     folder: str | None = None
     suites: tuple[SuiteConfig, ...] = ()
     passkey: PasskeyConfig | None = None
+
+    def window_length(self, positions: int) -> int:
+        """Tokens of a held-out window in stage evaluate, for a model of so many positions."""
+        return self.perplexity_length or min(USUAL_WINDOW, positions)

@@ -31,7 +31,8 @@ class RolloutConfig:
     cuda_graphs: decode steps are replayed as CUDA graphs; false: launched kernel by kernel. The native engine does so
     too where a graph cannot be (docs/rollout.md). For vllm: gpu_memory_share, its share of the GPU while awake;
     push_mib, the weights that are under way to it at a time; fp8, it computes with DeepSeek's FP8 blocks, quantised on
-    the way to it.
+    the way to it; engine_tp, consecutive ranks that share one engine, its layers cut over them (tensor parallelism),
+    and engine_whole_experts, its experts whole on one of them each (expert parallelism) instead of cut.
     """
 
     engine: Literal["native", "vllm"]
@@ -47,6 +48,8 @@ class RolloutConfig:
     gpu_memory_share: float = 0.4
     push_mib: int = 1024
     fp8: bool = False
+    engine_tp: int = 1
+    engine_whole_experts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,8 @@ class RlConfig:
     replay_reference: the reference policy uses them, too. reference_offload: the reference lies in host memory but for
     its own passes. offload_during_rollout: so do master weights, moments and gradient buffers while a rollout is drawn.
     old_logprobs: those of the policy that a rollout's updates begin with come from a pass before them (pass), or, where
-    there is one update per rollout, from the forward of that update (update), which saves the pass.
+    there is one update per rollout, from the forward of that update (update), which saves the pass. sequence_loss_coef:
+    of V3's balance loss beside the policy loss; 0 leaves a policy alone that has nothing to learn.
     """
 
     name: str
@@ -158,4 +162,5 @@ class RlConfig:
     replay_reference: bool = False
     reference_offload: bool = False
     offload_during_rollout: bool = False
+    sequence_loss_coef: float = 0.0
     stop_if: StopIf = field(default_factory=StopIf)

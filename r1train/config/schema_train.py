@@ -30,6 +30,7 @@ class LrConfig:
     """Everything that changes while training, each a pure function of progress (V3 report section 4.2).
 
     batch_size: sequences per step of the pretrain stage, growing to stage.batch_size; null: that many from the start.
+    batch_multiple: what the growing batch is rounded to, so that it does not depend on layout and micro-batches.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LrConfig:
     mtp_weight: Piecewise
     bias_rate: Piecewise
     batch_size: Piecewise | None = None
+    batch_multiple: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,6 @@ class OptimConfig:
     clip_grad: float
     precision: Literal["fp32", "bf16", "fp8_blockwise", "fp8_tensorwise"]
     moments_dtype: Literal["fp32", "bf16"] = "fp32"
-    distributed: bool = True
     cpu_offload_fraction: float = 0.0
     ema_decay: float | None = None
 

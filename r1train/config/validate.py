@@ -24,6 +24,8 @@ EXPECTED = {
     "dataclass_type": "a mapping of keys to values",
 }
 UNKNOWN_KEY = "unexpected_keyword_argument"
+# Keys of older versions that decided no result; configs that runs have recorded may still hold them.
+RETIRED = frozenset({"optim.distributed"})
 Path = tuple[str | int, ...]
 
 
@@ -46,6 +48,19 @@ def build(tree: dict, schema: type = RunConfig) -> tuple[typing.Any, list[Proble
     if any(item["type"] != UNKNOWN_KEY for item in errors):
         return None, problems
     return adapter.validate_json(json.dumps(tree), strict=True, extra="ignore"), problems
+
+
+def build_recorded(tree: dict) -> tuple[typing.Any, list[Problem]]:
+    """As build, for what a run of this or an older version left in resolved.yaml: retired keys are no problem there."""
+    return build(_without_retired(tree, ()))
+
+
+def _without_retired(node: dict, path: Path) -> dict:
+    """The tree without retired keys, none of which lies below a list."""
+    kept = {key: value for key, value in node.items() if dotted((*path, key)) not in RETIRED}
+    return {
+        key: _without_retired(value, (*path, key)) if isinstance(value, dict) else value for key, value in kept.items()
+    }
 
 
 @functools.cache

@@ -32,12 +32,15 @@ def beside(prefix: Path, ending: str) -> Path:
 
 
 class CorpusWriter:
-    """Writes one corpus under temporary names; finish() renames, leaving without it removes them."""
+    """Writes one corpus under temporary names; finish() renames, leaving without it removes them.
 
-    def __init__(self, prefix: Path, tokenizer: Tokenizer):
+    build: names what a corpus and its held-out documents were made from together, for check_heldout().
+    """
+
+    def __init__(self, prefix: Path, tokenizer: Tokenizer, *, build: str | None = None):
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._prefix = prefix
-        self._tokenizer = tokenizer
+        self._tokenizer, self._build = tokenizer, build
         self._partial = [beside(prefix, ending + ".tmp") for ending in ENDINGS]
         self._builder = IndexedDatasetBuilder(str(self._partial[0]), dtype=DType.optimal_dtype(tokenizer.vocab_size))
         self._documents = self._tokens = 0
@@ -59,7 +62,8 @@ class CorpusWriter:
     def finish(self) -> CorpusSize:
         self._builder.finalize(str(self._partial[1]))
         made_by = {"tokenizer": self._tokenizer.content_hash, "vocab_size": self._tokenizer.vocab_size}
-        self._partial[2].write_text(json.dumps({**made_by, **asdict(self.size)}) + "\n", encoding="utf-8")
+        build = {} if self._build is None else {"build": self._build}
+        self._partial[2].write_text(json.dumps({**made_by, **asdict(self.size), **build}) + "\n", encoding="utf-8")
         for source, ending in zip(self._partial, ENDINGS, strict=True):
             os.replace(source, beside(self._prefix, ending))
         return self.size
@@ -74,14 +78,19 @@ class CorpusWriter:
 
 
 def write_corpus(
-    texts: Iterable[str], tokenizer: Tokenizer, prefix: Path, *, rules: DocumentRules = NO_RULES
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    prefix: Path,
+    *,
+    rules: DocumentRules = NO_RULES,
+    build: str | None = None,
 ) -> CorpusSize:
     """Tokenise `texts` into prefix.bin, .idx and .json, every document ending with the end-of-sequence token.
 
-    All files are written under temporary names and renamed at the end. Raises DataError when there is no document,
-    and what `texts` raises; then none of them is there.
+    All files are written under temporary names and renamed at the end; build: see CorpusWriter. Raises DataError when
+    there is no document, and what `texts` raises; then none of them is there.
     """
-    with CorpusWriter(prefix, tokenizer) as writer:
+    with CorpusWriter(prefix, tokenizer, build=build) as writer:
         for batch in _batches(texts):
             for document in encode_documents(batch, tokenizer, rules):
                 writer.add(document)

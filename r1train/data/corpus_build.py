@@ -16,17 +16,17 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from r1train.config.prepared import HELDOUT_SUFFIX
 from r1train.data.corpus import ENDINGS, CorpusSize, CorpusWriter, beside
 from r1train.data.corpus_part import PartOptions, PartReport, PartWorker, part_prefix, read_report, report_path
 from r1train.data.files import write_rows
 from r1train.data.rows import PART_BYTES, Part, check_sources, read_parts
-from r1train.data.split import HELDOUT_SUFFIX
 from r1train.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from r1train.errors import DataError, R1TrainError, first_of
 from r1train.log.atomic import write_atomically
 
 # Raised when the same inputs must give other files than before.
-_FORMAT = 1
+_FORMAT = 2
 _worker: PartWorker | None = None
 
 
@@ -48,6 +48,11 @@ class BuildPlan:
     @property
     def folder(self) -> Path:
         return beside(self.prefix, ".parts")
+
+    @property
+    def mark(self) -> Path:
+        """Where the fingerprint of what is being built stands."""
+        return self.folder / "inputs"
 
     def fingerprint(self) -> str:
         """Hash of everything the result depends on; input files by name, size and time of change."""
@@ -79,8 +84,12 @@ def build_corpus(
 
     max_bad_rows: more rows that are no documents than this are an error; the parts are kept, so a run that allows them
     ends at once. on_part(part, is_new): called in the main process whenever a part is finished or was found finished.
-    Raises DataError (inputs, tokenizer, too many bad rows, no documents left) and BuildStopped (a worker was killed).
+    Raises DataError (prefix, inputs, tokenizer, too many bad rows, no documents left) and BuildStopped (a worker was
+    killed).
     """
+    if plan.prefix.name in ("", "..") or plan.prefix.name.endswith(HELDOUT_SUFFIX):
+        what = f"its last part is no name of a corpus; {HELDOUT_SUFFIX} at the end is for held-out documents"
+        raise DataError(f"{plan.prefix}: {what}. Fix: another --out-prefix")
     check_sources(list(plan.inputs))
     PartWorker(plan.options, plan.folder)  # raises here, once, what every worker would raise
     _open_folder(plan)
@@ -95,17 +104,19 @@ def build_corpus(
 
 def _open_folder(plan: BuildPlan) -> None:
     """Make or re-enter the folder of parts. Raises DataError when something else was made there."""
-    mark, fingerprint = plan.folder / "inputs", plan.fingerprint()
-    if mark.is_file():
-        if mark.read_text() != fingerprint:
-            what = "unfinished work with other inputs, options or tokenizer"
+    fingerprint = plan.fingerprint()
+    if plan.mark.is_file():
+        if plan.mark.read_text() != fingerprint:
+            what = "unfinished work with other inputs, options or tokenizer, or of another version"
             raise DataError(f"{plan.folder}: {what}. Fix: delete that folder, or another --out-prefix")
         return
-    there = [str(beside(plan.prefix, ending)) for ending in ENDINGS if beside(plan.prefix, ending).exists()]
+    # Held-out documents of an earlier build would be measured as this one's.
+    files = [beside(plan.prefix, kind + ending) for kind in ("", HELDOUT_SUFFIX) for ending in ENDINGS]
+    there = [str(path) for path in files if path.exists()]
     if there:
         raise DataError(f"{', '.join(there)}: already there. Fix: delete them, or another --out-prefix")
     plan.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(mark, fingerprint)
+    write_atomically(plan.mark, fingerprint)
 
 
 def _run_parts(plan: BuildPlan, workers: int, on_part: Callable[[Part, bool], None]) -> list[PartReport]:
@@ -168,10 +179,10 @@ def _run_part(part: Part) -> PartReport:
 
 def _join(plan: BuildPlan, reports: list[PartReport]) -> BuildReport:
     """Concatenate the parts, write the report, remove the parts last: killed in between, the next run does it again."""
-    tokenizer = Tokenizer.load(plan.options.tokenizer)
+    tokenizer, build = Tokenizer.load(plan.options.tokenizer), plan.mark.read_text()
     sizes: dict[str, CorpusSize | None] = {}
     for kind in ("", HELDOUT_SUFFIX):
-        with CorpusWriter(beside(plan.prefix, kind), tokenizer) as writer:
+        with CorpusWriter(beside(plan.prefix, kind), tokenizer, build=build) as writer:
             for index, report in enumerate(reports):
                 if kind in report.sizes:
                     writer.append(part_prefix(plan.folder, index, kind), report.sizes[kind])

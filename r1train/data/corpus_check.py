@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from r1train.data.corpus import beside
+from r1train.config.prepared import HELDOUT_SUFFIX
+from r1train.data.corpus import ENDINGS, beside
 from r1train.data.ring import TokenRing
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
@@ -39,6 +40,31 @@ def check_corpus(prefix: Path, tokenizer: Tokenizer) -> None:
         raise DataError(f"{prefix}: token id {largest}, but the vocabulary has {tokenizer.vocab_size} entries. {fix}")
     if int(ring.read(ring.num_tokens - 1, 1)[0]) != tokenizer.document_end_id:
         raise DataError(f"{prefix}: the last document does not end with <|eos|>, so it is another tokenizer's. {fix}")
+
+
+def has_heldout(prefix: Path) -> bool:
+    """Whether any file of this corpus's held-out documents is there."""
+    return any(beside(prefix, HELDOUT_SUFFIX + ending).exists() for ending in ENDINGS)
+
+
+def check_heldout(prefix: Path, tokenizer: Tokenizer) -> None:
+    """check_corpus of the held-out documents of the corpus `prefix`, where there are any: no loss of other text.
+
+    Raises DataError also where the two were not made together: training may then have seen these documents. Files
+    without a .json, as of megatron-core's own tools, do not say so.
+    """
+    heldout = beside(prefix, HELDOUT_SUFFIX)
+    if not has_heldout(prefix):
+        return
+    check_corpus(heldout, tokenizer)
+    files = [beside(one, ".json") for one in (prefix, heldout)]
+    if not all(path.is_file() for path in files):
+        return
+    builds = [_made_by(path).get("build") for path in files]
+    if builds[0] != builds[1]:
+        what = f"held-out documents of another build than {prefix.name}, which may hold the same ones"
+        fix = f"delete {heldout}.*, or make both again together (prepare stage, or tools/tokenize_corpus.py)"
+        raise DataError(f"{heldout}: {what}. Fix: {fix}")
 
 
 def _made_by(path: Path) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from r1train.config.prepared import HELDOUT_SUFFIX
 from r1train.data.corpus import CorpusSize, CorpusWriter, beside
 from r1train.data.decontaminate import NgramFilter, evaluation_file, evaluation_texts
 from r1train.data.document_rules import NO_RULES, document_rules
 from r1train.data.encode import encode_documents
 from r1train.data.rows import Part, row_text
-from r1train.data.split import HELDOUT_SUFFIX, in_heldout
+from r1train.data.split import in_heldout
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import DataError
 from r1train.log.atomic import write_atomically

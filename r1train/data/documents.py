@@ -15,7 +15,8 @@ from r1train.data.problem_files import plain_solution
 from r1train.errors import DataError
 
 BUILTIN_PREFIX = "builtin:"
-BUILTIN_NAMES = ("text", "gsm8k", "worked", "chats", "passkey")
+SHIPPED = tuple(BUILTIN_PREFIX + name for name in ("text", "gsm8k"))
+_GENERATED = tuple(BUILTIN_PREFIX + name for name in ("worked", "chats", "passkey"))
 
 
 def asset(name: str) -> Path:
@@ -42,14 +43,18 @@ def documents(source: str) -> Iterator[str]:
         for row in gsm8k_rows("train"):
             yield f"{row['question']}\n{row['solution']}\nSo the answer is {row['answer']}."
     elif source.startswith(BUILTIN_PREFIX):
-        known = ", ".join(BUILTIN_PREFIX + name for name in BUILTIN_NAMES)
-        raise DataError(f"corpus source {source!r}: not known here. Fix: a file, or one of {known}")
+        raise DataError(f"corpus source {source!r}: {not_shipped(source)}. Fix: a file, or one of {', '.join(SHIPPED)}")
     elif bare_suffix(Path(source)) == ".jsonl":
         yield from _jsonl_documents(Path(source))
     elif bare_suffix(Path(source)) == ".txt":
         yield from _text_documents(Path(source))
     else:
         raise DataError(f"corpus source {source!r}: suffix not known. Fix: .txt or .jsonl, plain or .gz, .xz or .zst")
+
+
+def not_shipped(source: str) -> str:
+    """Why a builtin source that is none of SHIPPED cannot be read."""
+    return "made by the prepare stage only" if source in _GENERATED else "the package ships no such documents"
 
 
 def _text_documents(path: Path) -> Iterator[str]:

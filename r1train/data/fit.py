@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def fit_folder(prefix: Path, seq_length: int) -> Path:
 
 
 def read_fit(prefix: Path, seq_length: int) -> FitSize | None:
-    """What the finished index of this corpus holds; None where there is none, or one of another corpus."""
+    """What the finished index of this corpus holds; None: there is none, a damaged one, or one of another corpus."""
     return _read(fit_folder(prefix, seq_length), TokenRing(prefix))
 
 
@@ -112,12 +112,12 @@ class FittedWindows:
     """
 
     def __init__(self, prefix: Path, seq_length: int):
-        """Raises DataError: no index there, one of another corpus, or a truncated one."""
+        """Raises DataError: no index there, one of another corpus, or a damaged one."""
         ring, folder = TokenRing(prefix), fit_folder(prefix, seq_length)
         size = _read(folder, ring)
         fix = "Fix: tools/fit_corpus.py writes it"
         if size is None:
-            raise DataError(f"{folder}: no index of packed documents, or one of another corpus. {fix}")
+            raise DataError(f"{folder}: no index of packed documents, a damaged one, or one of another corpus. {fix}")
         expected = {_PIECES: size.pieces * PIECE.itemsize, _BOUNDS: (size.windows + 1) * 8}
         for name, length in expected.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != length:
@@ -136,7 +136,14 @@ class FittedWindows:
 def _read(folder: Path, ring: TokenRing) -> FitSize | None:
     if not (folder / _SIZES).is_file():
         return None
-    size = FitSize(**json.loads((folder / _SIZES).read_text(encoding="utf-8")))
+    try:
+        content = json.loads((folder / _SIZES).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    kinds = {field.name: field.type for field in fields(FitSize)}
+    if not isinstance(content, dict) or {name: type(value) for name, value in content.items()} != kinds:
+        return None
+    size = FitSize(**content)
     return size if size.lengths == _hash(ring) else None
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from r1train.data.corpus import beside
+from r1train.config.prepared import HELDOUT_SUFFIX
+from r1train.data.corpus_check import check_heldout, has_heldout
 from r1train.data.ring import TokenRing
-from r1train.data.split import HELDOUT_SUFFIX
+from r1train.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,21 @@ class Windows:
         return Windows(tokens, torch.cat([self.mask, self.mask.new_zeros(missing, self.mask.shape[1])]))
 
 
-def heldout_windows(folder: Path, name: str, *, seq_length: int, max_tokens: int, pad_id: int) -> Windows | None:
+def heldout_windows(
+    folder: Path, name: str, tokenizer: Tokenizer, *, seq_length: int, max_tokens: int
+) -> Windows | None:
     """The first documents of <folder>/<name>_heldout as windows, max_tokens predicted tokens at most.
 
     Every token but the first is predicted once, from up to seq_length tokens before it; documents follow each other as
-    in training. None where no document of this corpus was held out.
+    in training. None where no document of this corpus was held out. Raises DataError as check_heldout does.
     """
-    prefix = folder / (name + HELDOUT_SUFFIX)
-    if not beside(prefix, ".idx").is_file():
+    if not has_heldout(folder / name):
         return None
-    ring = TokenRing(prefix)
+    check_heldout(folder / name, tokenizer)
+    ring = TokenRing(folder / (name + HELDOUT_SUFFIX))
     count = min(ring.num_tokens - 1, max_tokens)
     stream = torch.from_numpy(ring.read(0, count + 1))
-    tokens = torch.full((-(-count // seq_length), seq_length + 1), pad_id, dtype=torch.int64)
+    tokens = torch.full((-(-count // seq_length), seq_length + 1), tokenizer.pad_id, dtype=torch.int64)
     mask = torch.zeros(len(tokens), seq_length)
     for row in range(len(tokens)):
         part = stream[row * seq_length : (row + 1) * seq_length + 1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1train.data.documents import BUILTIN_PREFIX, documents
+from r1train.data.documents import BUILTIN_PREFIX, SHIPPED, documents, not_shipped
 from r1train.data.files import bare_suffix, open_bytes, optional_pyarrow, parse_row
 from r1train.errors import DataError
 
@@ -70,6 +70,8 @@ def check_sources(sources: list[str]) -> None:
     problems = []
     for source in sources:
         if source.startswith(BUILTIN_PREFIX):
+            if source not in SHIPPED:
+                problems.append(f"{source}: {not_shipped(source)}; {' and '.join(SHIPPED)} can be read here")
             continue
         path = Path(source)
         if not path.is_file():

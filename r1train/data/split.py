@@ -2,8 +2,6 @@
 
 import hashlib
 
-HELDOUT_SUFFIX = "_heldout"
-
 
 def document_draw(text: str, stream: str) -> float:
     """A number in [0, 1) that depends on nothing but the text and the name of the use."""

@@ -1,8 +1,10 @@
 """CPU stand-ins: let megatron-core 0.19.2, written for CUDA, run unchanged on CPU tensors and gloo.
 
 `install()` replaces names, not kernels: every torch.cuda query that megatron-core makes is answered for the CPU, a
-literal device="cuda" means the CPU, and two functions whose CUDA-only test decides a type are replaced. Nothing else in
-the project patches megatron-core, except model/norm.py and model/attention.py, which are modules of our own.
+literal device="cuda" means the CPU, and two functions whose CUDA-only test decides a type are replaced. What else the
+project replaces in megatron-core, on every device: modules of our own (model/norm.py, model/attention.py), the loss of
+MTP blocks (model/mtp.py), the LM head's fusion without apex (model/build.py) and the queue of a checkpoint's
+writers (train/checkpoint.py).
 """
 
 import contextlib

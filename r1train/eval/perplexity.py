@@ -21,8 +21,6 @@ from r1train.train.forward import LmObjective, MicroBatch, forward_only
 from r1train.train.step import reduce_logs
 
 FILE_NAME = "perplexity.json"
-# Of a window where only the model sets a limit: V3's pre-training length.
-USUAL_LENGTH = 4096
 
 
 class Measurable(Protocol):
@@ -82,7 +80,7 @@ def heldout_perplexity(trainer: Measurable, tokenizer: Tokenizer) -> float | Non
 def loaded_perplexity(loaded: Loaded, tokenizer: Tokenizer, folder: Path) -> float | None:
     """The same for a checkpoint under evaluation: windows of eval.perplexity_length tokens, one at a time."""
     cfg = loaded.cfg
-    length = cfg.eval.perplexity_length or min(USUAL_LENGTH, cfg.model.distinct_positions)
+    length = cfg.eval.window_length(cfg.model.distinct_positions)
     return corpora_perplexity(loaded, tokenizer, seq_length=length, micro_batch_size=1, folder=folder)
 
 
@@ -97,9 +95,9 @@ def corpora_perplexity(
             windows = heldout_windows(
                 Path(cfg.data.dir) / "corpus",
                 corpus.name,
+                tokenizer,
                 seq_length=seq_length,
                 max_tokens=cfg.eval.perplexity_tokens,
-                pad_id=tokenizer.pad_id,
             )
             if windows is not None:
                 corpora[corpus.name] = measure(trainer, windows, micro_batch_size=micro_batch_size)

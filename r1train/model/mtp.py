@@ -7,6 +7,7 @@ import torch
 from megatron.core.models.gpt import gpt_model
 from megatron.core.transformer.multi_token_prediction import (
     MTPLossAutoScaler,
+    MTPLossLoggingHelper,
     MultiTokenPredictionLayer,
     roll_tensor,
 )
@@ -35,6 +36,7 @@ def mtp_loss_of_whole_rows(  # noqa: PLR0913 - megatron-core's signature
     output_layer: Callable,
     output_weight: torch.Tensor | None,
     runtime_gather_output: bool | None,
+    is_training: bool,
     compute_language_model_loss: Callable,
     config: object,
     cp_group: torch.distributed.ProcessGroup,
@@ -50,13 +52,31 @@ def mtp_loss_of_whole_rows(  # noqa: PLR0913 - megatron-core's signature
     """
     main, *depths = torch.chunk(hidden_states, 1 + config.mtp_num_layers, dim=0)
     main_count = _count(loss_mask, cp_group)
-    for hidden in depths:
+    for depth, hidden in enumerate(depths):
         logits, _ = output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
         labels, _ = roll_tensor(labels, cp_group=cp_group, packed_seq_params=packed_seq_params)
         loss_mask, _ = roll_tensor(loss_mask, cp_group=cp_group, packed_seq_params=packed_seq_params)
         scale = main_count / _count(loss_mask, cp_group).clamp(min=1) * config.mtp_loss_scaling_factor / len(depths)
-        main = MTPLossAutoScaler.apply(main, scale * loss_mask * compute_language_model_loss(labels, logits))
+        losses = loss_mask * compute_language_model_loss(labels, logits)
+        main = MTPLossAutoScaler.apply(main, scale * losses)
+        if is_training:
+            targets = loss_mask.sum()
+            mean = losses.detach().sum() / targets.clamp(min=1)
+            MTPLossLoggingHelper.save_metrics_to_tracker(mean, torch.zeros_like(mean), targets, depth, len(depths))
     return main
+
+
+def take_mtp_loss() -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(sum of the losses, number of targets) of this rank's last forward in training, over all depths; None without.
+
+    Asked after every micro-batch, because megatron-core's tracker, which this empties, adds up means over targets.
+    """
+    tracker = MTPLossLoggingHelper.tracker
+    if "loss_values" not in tracker:
+        return None
+    means, targets = tracker["loss_values"], tracker["total_values"]
+    tracker.clear()
+    return (means * targets).sum(), targets.sum()
 
 
 def _count(loss_mask: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:

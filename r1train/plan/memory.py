@@ -35,9 +35,7 @@ def rank_bytes(cfg: RunConfig, params: RankParameters) -> RankBytes:
     parallel, optim = cfg.parallel, cfg.optim
     is_fp32 = optim.precision == "fp32"
     per_parameter = 2 * DTYPE_BYTES["fp32" if is_fp32 else optim.moments_dtype] + (0 if is_fp32 else 4)
-    dense_ways = parallel.dp * parallel.cp if optim.distributed else 1
-    expert_ways = parallel.edp if optim.distributed else 1
-    owned = -(-params.dense // dense_ways) + -(-params.expert // expert_ways)
+    owned = -(-params.dense // (parallel.dp * parallel.cp)) + -(-params.expert // parallel.edp)
     return RankBytes(
         weights=params.total * (4 if is_fp32 else 2),
         gradients=params.total * GRADIENT_BYTES,

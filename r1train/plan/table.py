@@ -13,7 +13,10 @@ from r1train.plan.ranks import parameters_of_stages
 from r1train.plan.shape import count_parameters
 
 GIB = 2**30
-NOTE = "Not counted: activations, communication buffers, padding of buckets, the CUDA context."
+NOTE = (
+    "Not counted: activations, communication buffers, padding of buckets, the CUDA context; host memory, of which the "
+    "average of the weights (optim.ema_decay) takes 6 bytes per parameter of every rank."
+)
 
 
 def plan_record(cfg: RunConfig) -> dict:

@@ -1,5 +1,7 @@
 """How far the engine's log-probabilities are from the trainer's: the gauge that warns before MoE RL collapses."""
 
+import math
+
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
@@ -40,7 +42,8 @@ class LogprobGap:
         total, divergence, count = self._sums.tolist()
         return {
             "logprob_gap_mean": total / max(count, 1.0),
-            "logprob_gap_max": self._largest.item(),
+            # Not every backend's maximum of NaN and a number is NaN; the sum always is.
+            "logprob_gap_max": math.nan if math.isnan(total) else self._largest.item(),
             "logprob_gap_k3": divergence / max(count, 1.0),
             **self._ratios.reduce().quantiles("engine_ratio"),
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from r1train.config.schema import RunConfig
 from r1train.config.schema_eval import SuiteConfig
+from r1train.data.corpus_check import check_heldout
 from r1train.data.prompts import Prompt
 from r1train.eval.benchmark import evaluate_passkey, evaluate_suite, load_suites
 from r1train.eval.generate import Target, evaluate
@@ -27,6 +28,10 @@ Suites = list[tuple[SuiteConfig, list[Prompt]]]
 def run(cfg: RunConfig) -> StageResult:
     """Evaluate init_from's last checkpoint, or all that it kept; the stage's row has the last one's numbers."""
     with session(cfg) as job:
+        # Before anything is generated: perplexity comes last.
+        for corpus in cfg.data.corpora:
+            if corpus.weight > 0:
+                check_heldout(Path(cfg.data.dir) / "corpus" / corpus.name, job.tokenizer)
         suites = load_suites(cfg, job.tokenizer)
         parent = Path(cfg.stage.init_from)
         last = latest_checkpoint(parent)

@@ -10,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from r1train.config.schema import RunConfig
+from r1train.dist.comm import of_rank
 from r1train.dist.init import is_rank0
 from r1train.dist.seed import stream
 from r1train.log.checkpoints import checkpoints
@@ -29,7 +30,7 @@ from r1train.rl.reference import Reference
 from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.routing import flip_gauge, old_pass, reference_pass, replay_gauge, route_shape, update_pass
 from r1train.rl.statistics import rollout_statistics
-from r1train.rl.stops import GaugeStop, beyond_limits
+from r1train.rl.stops import GaugeStop, beyond_limits, remember_stop, still_stopped
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine, check_evals, policy_evals
 from r1train.train.checkpoint import latest_checkpoint, load_weights, resume, save_checkpoint
@@ -89,7 +90,7 @@ def run(cfg: RunConfig) -> StageResult:
                     started = time.monotonic()
                 if policy.reference is not None and trainer.state.step % stage.reference_refresh_steps == 0:
                     policy.reference.refresh(trainer)
-                stop_if_beyond(policy, [result.logs for result in results])
+                stop_if_beyond(policy, [result.logs for result in results], learned=True)
                 save_if_due(trainer, stop, policy.extra_modules)
         # vLLM takes one sleeping engine per process; a native one costs nothing and need not record experts.
         engine = sampler.engine if cfg.rollout.engine == "vllm" else None
@@ -100,7 +101,12 @@ def run(cfg: RunConfig) -> StageResult:
 
 def open_policy(job: Session) -> Policy:
     """Trainer and reference from the run's last checkpoint, else both from the parent's weights."""
+    reason = of_rank(still_stopped(job.cfg.run_dir, job.cfg.rl.stop_if) if is_rank0() else None, 0)
+    if reason is not None:
+        raise GaugeStop(reason)
     trainer = build_trainer(job.cfg, job.device, total_steps=job.cfg.stage.steps)
+    # Every shape's coefficient is pre-training's: it would move a policy that has nothing to learn from its groups.
+    trainer.model_config.moe_aux_loss_coeff = job.cfg.rl.sequence_loss_coef
     parent = latest_checkpoint(Path(job.cfg.stage.init_from))
     load_weights(trainer, parent)
     rl = job.cfg.rl
@@ -147,7 +153,8 @@ def split(samples: list[TrainSample], cfg: RunConfig, *, step: int) -> list[list
     rank = parallel_state.get_data_parallel_rank()
     order = stream(cfg.seed, "minibatches", cfg.step, step, rank).permutation(len(samples))
     parts = cfg.stage.minibatches_per_step
-    return [[samples[item] for item in order[part::parts]] for part in range(parts)]
+    # Whose parts are the larger ones differs, or the first minibatches of all ranks together would be the largest.
+    return [[samples[item] for item in order[(part + rank) % parts :: parts]] for part in range(parts)]
 
 
 def with_logprobs(job: Session, policy: Policy, samples: list[TrainSample]) -> PackedSamples:
@@ -224,8 +231,11 @@ def update(policy: Policy, packed: PackedSamples, *, samples: int) -> StepResult
     return replace(result, logs={**result.logs, **gap, **objective.ratio_quantiles(), **replayed})
 
 
-def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]]) -> None:
-    """Save the state and end the run where a gauge is beyond rl.stop_if. Between rollouts only, on every rank alike."""
+def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]], *, learned: bool = False) -> None:
+    """Save the state and end the run where a gauge is beyond rl.stop_if. Between rollouts only, on every rank alike.
+
+    learned: the gauges are of updates that the state holds; a new start could not measure them again.
+    """
     trainer, cfg = policy.trainer, policy.trainer.cfg
     lines = list(dict.fromkeys(line for values in gauges for line in beyond_limits(values, cfg.rl.stop_if)))
     if not lines:
@@ -233,5 +243,9 @@ def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]]) -> None:
     step = trainer.state.step
     if not any(folder.name == f"step_{step:08d}" for folder in checkpoints(cfg.run_dir)):
         save_checkpoint(trainer, policy.extra_modules)
+    if learned and is_rank0():
+        remember_stop(cfg.run_dir, gauges, cfg.rl.stop_if, step=step)
     fix = "Fix: find the cause (docs/rl.md), or raise the limit; starting the stage again continues from there"
+    if learned:
+        fix += ", once the limit is another"
     raise GaugeStop(f"{cfg.step}: {'; '.join(lines)}. State saved at step {step}. {fix}")

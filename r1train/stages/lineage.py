@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from r1train.config.load import config_tree
+from r1train.config.prepared import HELDOUT_SUFFIX
 from r1train.config.schema import EvaluateStage, PrepareStage, PretrainStage, RunConfig
+from r1train.config.schema_rl import StopIf
+from r1train.config.validate import RETIRED
 from r1train.data.documents import BUILTIN_PREFIX
 from r1train.data.roles import TOKENIZER_FILES
-from r1train.data.split import HELDOUT_SUFFIX
 from r1train.log.checkpoints import checkpoints
 from r1train.log.manifest import (
     FILE_NAME,
@@ -61,7 +63,6 @@ SPEED = frozenset(
         "stage.save_every_steps",
         "stage.keep_checkpoints",
         "stage.micro_batch_size",
-        "optim.distributed",
         "optim.cpu_offload_fraction",
         "rollout.batch_size",
         "rollout.cuda_graphs",
@@ -76,6 +77,8 @@ SPEED = frozenset(
         "rl.old_logprobs",
         "eval.folder",
         "eval.passkey.batch_tokens",
+        # When to stop, not what is computed until then.
+        *(f"rl.stop_if.{limit.name}" for limit in dataclasses.fields(StopIf)),
     }
 )
 # Last words of keys that name files, run folders or servers: what lies there is compared, not its path.
@@ -118,7 +121,8 @@ def deciding(tree: dict[str, Any]) -> dict[str, object]:
     found = {}
     for key, value in _leaves(tree, ""):
         own = wanted is None or any(key == part or key.startswith(f"{part}.") for part in wanted)
-        if own and _without_indices(key) not in SPEED and key.split(".")[0] not in PLACES and _is_compared(key, value):
+        place = key.split(".")[0] in PLACES or _without_indices(key) in SPEED | RETIRED
+        if own and not place and _is_compared(key, value):
             found[key] = value
     return found
 

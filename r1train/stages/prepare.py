@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from r1train.config.prepared import TOKENIZER, prepared_names
+from r1train.config.prepared import HELDOUT_SUFFIX, TOKENIZER, prepared_names
 from r1train.config.schema import RunConfig
 from r1train.config.schema_train import DataConfig, TaskConfig
 from r1train.convert.carry import carry_files
@@ -32,7 +32,7 @@ from r1train.data.passkey_corpus import PASSKEY, shown_texts, write_passkey_corp
 from r1train.data.problems import Problem, ProblemSets, assert_disjoint, build_problem_sets
 from r1train.data.roles import TOKENIZER_FILES
 from r1train.data.solutions import has_worked_solutions
-from r1train.data.split import HELDOUT_SUFFIX, in_heldout
+from r1train.data.split import in_heldout
 from r1train.data.tokenizer import Tokenizer, save_tokenizer, train_tokenizer
 from r1train.errors import DataError
 from r1train.log.lock import hold
@@ -51,7 +51,7 @@ NEWER = {"pre_tokenizer": "digits", "boundary_split_rate": 0.0}
 # Raised when the same config must give other files than before.
 _FORMAT = 1
 # The same of configs with data.decontaminate.
-_FORMAT_DECONTAMINATED = 2
+_FORMAT_DECONTAMINATED = 3
 # Text of each corpus that the tokenizer sees: enough for its merges, little enough to keep a large corpus quick.
 _TOKENIZER_CHARACTERS = 2_000_000
 
@@ -68,12 +68,12 @@ def run(cfg: RunConfig) -> dict:
     if done is not None:
         return done
     # What can be known before hours of tokenising. A given tokenizer may be the one that lies there.
-    names = prepared_names(corpus.name for corpus in cfg.data.corpora)
+    names = prepared_names(corpus.name + part for corpus in cfg.data.corpora for part in ("", HELDOUT_SUFFIX))
     check_free(folder, [name for name in names if name != TOKENIZER or cfg.data.tokenizer is None])
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        summary = _build(cfg.data, partial)
+        summary = _build(cfg.data, partial, fingerprint)
         place(partial, folder, fingerprint=fingerprint, summary=summary)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,7 +111,7 @@ def _fingerprint(data: DataConfig) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _build(data: DataConfig, out: Path) -> dict:
+def _build(data: DataConfig, out: Path, build: str) -> dict:
     _check_names(data)
     sets = _problem_sets(data)
     train = list(itertools.chain.from_iterable(of_task.train for of_task in sets))
@@ -136,7 +136,7 @@ def _build(data: DataConfig, out: Path) -> dict:
     rates = {"fim_rate": data.fim_rate, "split_rate": data.boundary_split_rate}
     rules = document_rules(tokenizer, **rates, seed=data.seed)
     sizes = {
-        name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, rules=rules))
+        name: asdict(write_corpus(source, tokenizer, out / "corpus" / name, rules=rules, build=build))
         for name, source in texts.items()
     }
     for name, settings in passkey.items():
@@ -145,7 +145,7 @@ def _build(data: DataConfig, out: Path) -> dict:
         if corpus.source == CHATS:
             sizes[corpus.name] = asdict(write_chat_corpus(clean.cold_start, tokenizer, out / "corpus" / corpus.name))
     heldout_sizes = {
-        name: asdict(write_corpus(source, tokenizer, out / "corpus" / (name + HELDOUT_SUFFIX)))
+        name: asdict(write_corpus(source, tokenizer, out / "corpus" / (name + HELDOUT_SUFFIX), build=build))
         for name, source in left_out.items()
         if any(True for _ in source)
     }

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 
-from r1train.config.layout import micro_batch_rounds
 from r1train.config.schema import RunConfig
-from r1train.data.corpus_check import check_corpus
+from r1train.data.corpus_check import check_corpus, check_heldout
 from r1train.data.dali import open_loader
 from r1train.data.fit import ensure_fit
 from r1train.data.loader import Reader, WindowLoader
@@ -41,6 +40,7 @@ def open_windows(job: Session) -> WindowLoader:
     used = [folder / name for name, weight in weights.items() if weight > 0]
     for prefix in used:
         check_corpus(prefix, job.tokenizer)
+        check_heldout(prefix, job.tokenizer)
     seq_length, packing = cfg.stage.seq_length, cfg.data.packing
     if packing == "best_fit":
         if is_rank0():
@@ -55,12 +55,9 @@ def open_windows(job: Session) -> WindowLoader:
 def step_source(job: Session, loader: WindowLoader) -> StepSource:
     """Batches of the size that the ramp has reached, with or without attention across documents."""
     stage, lr = job.cfg.stage, job.cfg.lr
-    share = stage.micro_batch_size * parallel_state.get_data_parallel_world_size()
-    share *= micro_batch_rounds(job.cfg.parallel)
 
     def samples(state: TrainState) -> int:
-        progress = Progress(state.tokens, state.step, stage.steps)
-        return batch_size_at(lr.batch_size, stage.batch_size, progress, multiple=share)
+        return batch_size_at(lr, stage.batch_size, Progress(state.tokens, state.step, stage.steps))
 
     def batches(position: int, count: int) -> list[MicroBatch]:
         windows = loader.batch(position, count)

@@ -1,4 +1,4 @@
-"""How evenly the experts are loaded: counted over a whole step and all ranks, for the metrics.
+"""How evenly the experts are loaded, and their balance loss, over a whole step and all ranks, for the metrics.
 
 megatron-core counts tokens per expert for the bias update and forgets them in finalize_model_grads, so the counts are
 taken just before. One sum over all processes per step brings them together.
@@ -7,7 +7,9 @@ taken just before. One sum over all processes per step brings them together.
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from r1train.model.gpt import R1Model
@@ -19,9 +21,12 @@ class BalanceReport:
     """One step's load. load: per MoE layer, in layer order and MTP last, the routed tokens of every expert.
 
     The numbers are of the layers that counted anything: in RL and reward models MTP does not run.
+    sequence_loss: sum over layers of sum_i f_i P_i (V3 eq. 17-20, without its factor), a mean over micro-batches and
+    their sequences; None where it is not trained on.
     """
 
     load: tuple[tuple[int, ...], ...]
+    sequence_loss: float | None = None
 
     @property
     def counted(self) -> list[tuple[int, ...]]:
@@ -39,13 +44,16 @@ class BalanceReport:
     def gauges(self) -> dict[str, float | list]:
         """What metrics.jsonl shows, nothing where nothing was counted.
 
-        expert_load: per layer, each expert's load over the mean, two decimals.
+        expert_load: per layer, each expert's load over the mean, two decimals. sequence_loss: mean over layers, 1 when
+        all experts are equally loaded.
         """
         violation = self.max_violation()
         if not violation:
             return {}
         shares = [[round(count * len(layer) / sum(layer), 2) for count in layer] for layer in self.counted]
+        loss = {} if self.sequence_loss is None else {"balance/sequence_loss": self.sequence_loss / len(violation)}
         return {
+            **loss,
             "balance/max_violation": max(violation),
             "balance/mean_violation": sum(violation) / len(violation),
             "balance/dead_experts": float(self.dead_experts()),
@@ -86,14 +94,28 @@ def finalize_and_count(chunks: list[torch.nn.Module], *arguments: object, **opti
     finalize_model_grads(chunks, *arguments, **options)
 
 
-def step_balance(modules: list[R1Model]) -> BalanceReport | None:
-    """The last step's load over all ranks, known to every rank; None without MoE layers. Collective."""
+def step_balance(modules: list[R1Model], *, micro_batches: int) -> BalanceReport | None:
+    """The last step's load and loss over all ranks, known to every rank; None without MoE layers. Collective.
+
+    micro_batches: of each data-parallel rank in that step. Empties megatron-core's tracker of the loss.
+    """
     config = modules[0].config
     if config.num_moe_experts is None:
         return None
-    table = torch.zeros(rows(config), config.num_moe_experts, device=torch.cuda.current_device())
+    counts = torch.zeros(rows(config) * config.num_moe_experts + 1, device=torch.cuda.current_device())
+    table, loss = counts[:-1].view(-1, config.num_moe_experts), counts[-1]
     for row, router in routers(modules):
         table[row] = router.step_load
+    tracker = get_moe_metrics_tracker()
+    if (recorded := tracker.metrics.get("seq_load_balancing_loss")) is not None:
+        loss += recorded.values.sum()
+    tracker.clear()
     # Every rank routes other tokens (tensor-parallel ranks too: they cut the sequence), every stage has other layers.
-    torch.distributed.all_reduce(table)
-    return BalanceReport(tuple(tuple(int(count) for count in layer) for layer in table.tolist()))
+    torch.distributed.all_reduce(counts)
+    *flat, total = counts.tolist()
+    shares = parallel_state.get_data_parallel_world_size() * micro_batches
+    starts = range(0, len(flat), config.num_moe_experts)
+    return BalanceReport(
+        tuple(tuple(int(count) for count in flat[start : start + config.num_moe_experts]) for start in starts),
+        total / shares if config.moe_aux_loss_coeff > 0 else None,
+    )

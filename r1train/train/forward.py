@@ -1,12 +1,14 @@
 """Running micro-batches and an objective through megatron-core's pipeline schedules."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from r1train.model.gpt import R1Model
+from r1train.model.mtp import take_mtp_loss
 from r1train.train.context import ContextCut, cut, put_back, take
 from r1train.train.micro_batch import LossOutput, MicroBatch, Objective
 
@@ -28,8 +30,11 @@ class LmObjective:
         )
 
     def loss(self, output: torch.Tensor, batch: MicroBatch) -> LossOutput:
-        loss_sum = (output.float() * batch.loss_mask).sum()
-        return LossOutput(loss_sum, batch.loss_mask.sum().int(), {"loss": loss_sum.detach()})
+        loss_sum, mtp = (output.float() * batch.loss_mask).sum(), take_mtp_loss()
+        logs, counts = {"loss": loss_sum.detach()}, {}
+        if mtp is not None:
+            logs["mtp_loss"], counts["mtp_loss"] = mtp
+        return LossOutput(loss_sum, batch.loss_mask.sum().int(), logs, counts)
 
 
 def run_schedule(
@@ -72,7 +77,7 @@ def forward_backward(
 
         def loss_closure(output):
             result = objective.loss(output, batch)
-            detached = LossOutput(result.loss_sum.detach(), result.num_tokens, result.logs)
+            detached = replace(result, loss_sum=result.loss_sum.detach())
             return result.loss_sum, result.num_tokens, detached
 
         # With overlap_expert_all_to_all megatron-core wants the forward's plan, made from the same arguments.

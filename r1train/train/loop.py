@@ -38,10 +38,10 @@ def train_loop(trainer: Trainer, source: StepSource, objective: Objective) -> No
             started = time.monotonic()
             samples = source.samples(trainer.state)
             batches = source.batches(trainer.state.position, samples)
-            waited = {"time/data_wait_s": time.monotonic() - started}
+            known = {"sequences": samples, "time/data_wait_s": time.monotonic() - started}
             result = train_step(trainer, batches, objective)
             trainer.state = trainer.state.after_step(tokens=result.num_tokens, samples=samples)
-            log.write(result, seconds=time.monotonic() - started, extra=waited)
+            log.write(result, seconds=time.monotonic() - started, extra=known)
             if trainer.state.step == first + 1:
                 report_attention(trainer.device)
             save_if_due(trainer, stop)
@@ -74,7 +74,7 @@ class StepLog:
             "tokens": state.tokens,
             **result.logs,
             "grad_norm": result.grad_norm,
-            "learning_rate": result.learning_rate,
+            **result.scheduled,
             **result.gauges,
             **(extra or {}),
             "time/step_s": seconds,

@@ -1,6 +1,6 @@
 """What a forward takes and gives: micro-batches, objectives and their sums."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -69,12 +69,14 @@ class MicroBatch:
 class LossOutput:
     """loss_sum: scalar to minimise, summed over tokens; num_tokens: int scalar, its share of the global divisor.
 
-    logs: scalars summed over tokens; they are reported divided by the global num_tokens.
+    logs: scalars summed over tokens; they are reported divided by the global num_tokens, or by the sum of their own
+    counts where they have some.
     """
 
     loss_sum: torch.Tensor
     num_tokens: torch.Tensor
     logs: dict[str, torch.Tensor]
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

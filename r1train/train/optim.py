@@ -38,7 +38,7 @@ def build_optimizer(optim: OptimConfig, chunks: list[DistributedDataParallel], d
         clip_grad=optim.clip_grad,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        use_distributed_optimizer=optim.distributed,
+        use_distributed_optimizer=True,
         use_precision_aware_optimizer=precision_aware,
         exp_avg_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,
         exp_avg_sq_dtype=_DTYPE[optim.moments_dtype] if precision_aware else torch.float32,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from r1train.config.schema_train import Piecewise
+from r1train.config.schema_train import LrConfig, Piecewise
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,15 @@ class Progress:
         return {"tokens": self.tokens, "steps": self.step, "fraction": self.step / self.total_steps}[unit]
 
 
-def batch_size_at(ramp: Piecewise | None, full: int, progress: Progress, *, multiple: int) -> int:
-    """Sequences of the next step: the ramp's value, to the nearest multiple of micro_batch_size x dp; no ramp: full.
+def batch_size_at(lr: LrConfig, full: int, progress: Progress) -> int:
+    """Sequences of the next step, over all ranks: the ramp's value, to the nearest lr.batch_multiple; no ramp: full.
 
     V3 goes from 3072 to 15360 over the first 469B tokens; the shape of its ramp is not published.
     """
-    if ramp is None:
+    if lr.batch_size is None:
         return full
-    return max(multiple, math.floor(value_at(ramp, progress) / multiple + 0.5) * multiple)
+    multiple = lr.batch_multiple
+    return max(multiple, math.floor(value_at(lr.batch_size, progress) / multiple + 0.5) * multiple)
 
 
 def value_at(schedule: Piecewise, progress: Progress) -> float:

@@ -79,7 +79,7 @@ def wrap_chunks(cfg: RunConfig, modules: list[R1Model]) -> list[DistributedDataP
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=cfg.optim.distributed,
+        use_distributed_optimizer=True,
     )
     # It warns that it computes the parameter layout itself: the same function on the same arguments.
     logging.getLogger("megatron.core.distributed.distributed_data_parallel").setLevel(logging.ERROR)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from r1train.dist.comm import of_rank
 from r1train.errors import R1TrainError
@@ -27,13 +25,13 @@ class TrainingDiverged(R1TrainError):
 class StepResult:
     """What one step did: logs are means per counted token over all ranks; num_tokens is that count.
 
-    gauges: the experts' load (train/balance.py), numbers and lists; empty without experts.
+    scheduled: what the schedules said for it. gauges: of the experts (train/balance.py), numbers and lists.
     """
 
     logs: dict[str, float]
     num_tokens: int
     grad_norm: float
-    learning_rate: float
+    scheduled: dict[str, float]
     gauges: dict[str, float | list]
 
 
@@ -49,7 +47,7 @@ def train_step(
     before_update: called on every rank when all gradients are there and the weights are as they were; may raise.
     Raises TrainingDiverged before the weights change when the gradient norm is not finite.
     """
-    learning_rate = _apply_schedules(trainer)
+    scheduled = _apply_schedules(trainer)
     for chunk in trainer.chunks:
         chunk.zero_grad_buffer()
         chunk.train()
@@ -65,14 +63,11 @@ def train_step(
     if not updated or not torch.isfinite(torch.tensor(grad_norm)):
         what = f"gradient norm {grad_norm}; the last checkpoint is unharmed"
         raise TrainingDiverged(f"step {trainer.state.step + 1}: {what}")
-    # megatron-core adds to these trackers at every forward; we log through our own sums.
-    MTPLossLoggingHelper.clean_metrics_in_tracker()
-    get_moe_metrics_tracker().clear()
     if trainer.average is not None:
         trainer.gather_weights()
         trainer.average.update(trainer.modules)
-    balance = step_balance(trainer.modules)
-    return StepResult(logs, num_tokens, float(grad_norm), learning_rate, balance.gauges() if balance else {})
+    balance = step_balance(trainer.modules, micro_batches=len(batches))
+    return StepResult(logs, num_tokens, float(grad_norm), scheduled, balance.gauges() if balance else {})
 
 
 def skipped_step(trainer: Trainer) -> StepResult:
@@ -80,29 +75,36 @@ def skipped_step(trainer: Trainer) -> StepResult:
     return StepResult({"loss": 0.0}, 0, 0.0, _apply_schedules(trainer), {})
 
 
-def _apply_schedules(trainer: Trainer) -> float:
-    """Set this step's learning rate, MTP weight and bias rate; returns the learning rate."""
+def _apply_schedules(trainer: Trainer) -> dict[str, float]:
+    """Set this step's learning rate, MTP weight and bias rate; returns them."""
     lr, state = trainer.cfg.lr, trainer.state
     progress = Progress(state.tokens, state.step, trainer.total_steps)
-    learning_rate = value_at(lr.learning_rate, progress)
-    set_learning_rate(trainer.optimizer, learning_rate)
-    trainer.model_config.mtp_loss_scaling_factor = value_at(lr.mtp_weight, progress)
-    trainer.model_config.moe_router_bias_update_rate = value_at(lr.bias_rate, progress)
-    return learning_rate
+    schedules = {"learning_rate": lr.learning_rate, "mtp_weight": lr.mtp_weight, "bias_rate": lr.bias_rate}
+    scheduled = {name: value_at(schedule, progress) for name, schedule in schedules.items()}
+    set_learning_rate(trainer.optimizer, scheduled["learning_rate"])
+    trainer.model_config.mtp_loss_scaling_factor = scheduled["mtp_weight"]
+    trainer.model_config.moe_router_bias_update_rate = scheduled["bias_rate"]
+    return scheduled
 
 
 def reduce_logs(outputs: list[LossOutput], device: torch.device) -> tuple[dict[str, float], int]:
-    """Sums over micro-batches and data-parallel ranks, divided by the global token count, known to every rank."""
+    """Sums over micro-batches and data-parallel ranks, divided by their counts; and the global token count.
+
+    Every rank knows both. A log is divided by the sum of its own counts, where it has some, else by the token count.
+    """
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
-    names = of_rank(sorted(outputs[0].logs) if outputs else [], last, pp_group)
-    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+    mine = (sorted(outputs[0].logs), sorted(outputs[0].counts)) if outputs else ([], [])
+    names, counted = of_rank(mine, last, pp_group)
+    sums = torch.zeros(len(names) + len(counted) + 1, dtype=torch.float64, device=device)
     for output in outputs:
-        sums += torch.stack([*(output.logs[name].double() for name in names), output.num_tokens.double()])
+        parts = [output.logs[name] for name in names] + [output.counts[name] for name in counted]
+        sums += torch.stack([part.double() for part in (*parts, output.num_tokens)])
     if parallel_state.is_pipeline_last_stage():
         torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if pp_group.size() > 1:
         torch.distributed.broadcast(sums, src=last, group=pp_group)
-    values = sums.tolist()
-    count = values.pop()
-    return {name: value / max(count, 1.0) for name, value in zip(names, values, strict=True)}, round(count)
+    *values, count = sums.tolist()
+    own_counts = dict(zip(counted, values[len(names) :], strict=True))
+    logged = dict(zip(names, values[: len(names)], strict=True))
+    return {name: value / max(own_counts.get(name, count), 1.0) for name, value in logged.items()}, round(count)

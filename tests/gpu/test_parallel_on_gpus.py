@@ -25,9 +25,10 @@ FOUR_GPUS = ("ep4", "pp2_ep2", "tp2_ep2")
 
 @pytest.fixture(scope="module")
 def one_gpu(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
-    """Results of one GPU with Transformer Engine, and with the local modules in bf16 and fp32."""
+    """Results of one GPU with Transformer Engine, recomputing too, and with the local modules in bf16 and fp32."""
     folder = tmp_path_factory.mktemp("one_gpu")
-    torchrun(WORKER / "gpu_main.py", 1, folder, "single,single_local,single_local_fp32", timeout_s=300)
+    layouts = "single,recompute_v3,recompute_all,single_local,single_local_fp32"
+    torchrun(WORKER / "gpu_main.py", 1, folder, layouts, timeout_s=300)
     return folder
 
 
@@ -66,6 +67,13 @@ def cosines(found: list[dict], wanted: list[dict]) -> dict[str, float]:
 @pytest.mark.parametrize("case", CASES)
 def test_transformer_engine_equals_the_local_modules(one_gpu: Path, case: str):
     compare(one_gpu, one_gpu, "single_local", case)
+
+
+@pytest.mark.gpu1
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("layout", ["recompute_v3", "recompute_all"])
+def test_recomputing_changes_nothing(one_gpu: Path, layout: str, case: str):
+    compare(one_gpu, one_gpu, layout, case)
 
 
 @pytest.mark.gpu1

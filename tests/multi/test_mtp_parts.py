@@ -27,11 +27,21 @@ def gathered(ranks: list[dict], case: str, kind: str) -> tuple[torch.Tensor, tor
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_whole_rows(ranks: list[dict], case: str):
-    expected = ranks[0][case]["whole"]
+    expected = ranks[0][case]["whole"][:2]
     found = gathered(ranks, case, "ours")
     assert all(gradient.abs().max() > 1e-3 for gradient in expected)
     for ours, whole in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logged_sums_are_those_of_whole_rows(ranks: list[dict], case: str):
+    """Sum of the losses and number of targets; rolled by one token, a target at a sample's beginning is lost."""
+    loss, targets = ranks[0][case]["whole"][2:]
+    assert targets == {"uneven": 4 + 13, "none_on_one_rank": 8, "packed": 5 + 0}[case]
+    assert sum(rank[case]["ours"][3] for rank in ranks) == targets
+    assert sum(rank[case]["ours"][2] for rank in ranks) == pytest.approx(float(loss), rel=1e-6)
+    assert loss > 1
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,6 +11,7 @@ from r1train.plan.ranks import parameters_of_stages, pp_rank_of
 
 TOLERANCE = 1e-5  # relative to the largest entry of each tensor
 LAYOUTS = (
+    "recompute",
     "dp2",
     "ep2",
     "ep4",
@@ -33,6 +34,8 @@ def test_loss_gradients_and_biases(results: Path, layout: str, case: str):
     ranks = [rank[case] for rank in load_ranks(results, "parity", layout)]
     assert [rank["num_tokens"] for rank in ranks] == [single["num_tokens"]] * len(ranks)
     assert [rank["loss"] for rank in ranks] == pytest.approx([single["loss"]] * len(ranks), rel=1e-6)
+    for name in ("mtp_loss", "sequence_loss"):
+        assert [rank[name] for rank in ranks] == pytest.approx([single[name]] * len(ranks), rel=TOLERANCE)
     norms = [rank["gradient_norm"] for rank in ranks]
     assert norms == pytest.approx([single["gradient_norm"]] * len(ranks), rel=TOLERANCE)
     assert {rank["load"] for rank in ranks} == {single["load"]}
@@ -71,6 +74,9 @@ def test_the_comparison_covers_the_whole_model(results: Path, case: str):
     # tokens counts n - 2, and so the ranks 58 + 45 and 62 + 18.
     assert single["num_tokens"] == {"full": 8 * 32, "uneven": 138, "packed": 183}[case]
     assert single["gradient_norm"] > 0
+    # Random predictions over 64 tokens (ln 64 = 4.16), of other targets than the main head's; 1 is perfect balance.
+    assert 3.5 < single["mtp_loss"] < 6 and single["mtp_loss"] != single["loss"]
+    assert 1 < single["sequence_loss"] < 2
     # Three MoE layers, the last of them MTP's, each with two experts per token; padding is not counted.
     routed = {"full": 2 * 8 * 32, "uneven": 2 * 8 * 32, "packed": 2 * (64 + 64 + 49 + 26)}[case]
     assert [sum(layer) for layer in single["load"]] == [routed] * 3

@@ -57,7 +57,7 @@ def pushed(run: Path, out: Path, overrides: list[str]) -> None:
 
 def exported(folder: Path, found: Path, out: Path) -> None:
     """The same prompts, and then the log-probabilities of the tokens that were found."""
-    from r1train.rollout.vllm import ENVIRONMENT, FP8_ENVIRONMENT
+    from r1train.rollout.vllm_options import ENVIRONMENT, FP8_ENVIRONMENT
 
     # In this process, as our engine: with its core in another one vLLM aborts when Python ends.
     os.environ.update(ENVIRONMENT | FP8_ENVIRONMENT)

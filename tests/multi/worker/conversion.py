@@ -10,7 +10,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from shards import gradient_shards
 from tiny import Config, config
 
@@ -87,16 +86,14 @@ def _measure(trainer: Trainer, windows: torch.Tensor) -> dict:
     dp_rank, dp_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     mine = dense_micro_batches(windows, 1)[dp_rank::dp_size]
     logits = forward_only(trainer.chunks, mine, Logits())
-    MTPLossLoggingHelper.clean_metrics_in_tracker()
     trainer.model_config.mtp_loss_scaling_factor = MTP_WEIGHT
     trainer.model.zero_grad_buffer()
     trainer.model.train()
     logs, _ = reduce_logs(forward_backward(trainer.chunks, mine, LmObjective()), trainer.device.torch_device)
-    mtp_losses = MTPLossLoggingHelper.tracker.get("loss_values")
     return {
         "logits": {dp_rank + i * dp_size: sequence[0] for i, sequence in enumerate(logits)},
         "loss": logs["loss"],
-        "mtp_loss": None if mtp_losses is None else float(mtp_losses) / len(mine),
+        "mtp_loss": logs.get("mtp_loss"),
         "gradients": gradient_shards(trainer.chunks),
     }
 

@@ -18,6 +18,11 @@ VPP = "Et|t|t|mL"
 STAGES = "Ett|tmL"
 LAYOUTS = {
     "single": ParallelConfig(world_size=1),
+    # Of DeepSeek-V3's pre-training, and all that can be recomputed.
+    "recompute_v3": ParallelConfig(world_size=1, recompute_modules=("layernorm", "mla_up_proj", "moe_act")),
+    "recompute_all": ParallelConfig(
+        world_size=1, recompute_modules=("core_attn", "layernorm", "mla_up_proj", "mlp", "moe")
+    ),
     "cp2": ParallelConfig(world_size=2, cp=2),
     "tp2": ParallelConfig(world_size=2, tp=2),
     "vpp2": ParallelConfig(world_size=2, pp=2, pp_layout=VPP),

@@ -21,8 +21,10 @@ MASKS = {
 BOUNDS = {"packed": [0, 8, 16]}
 
 
-def gradients(loss, places: torch.Tensor, mask: torch.Tensor, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the MTP hidden states at these places and of the head's weight."""
+def gradients(loss, places: torch.Tensor, mask: torch.Tensor, options: dict) -> tuple[torch.Tensor, ...]:
+    """Of the MTP hidden states at these places and of the head's weight; the logged sums of losses and of targets."""
+    from r1train.model.mtp import take_mtp_loss
+
     generator = torch.Generator().manual_seed(3)
     rows = len(mask)
     hidden = torch.randn(LENGTH, rows, HIDDEN, generator=generator)[places].requires_grad_()
@@ -43,12 +45,12 @@ def gradients(loss, places: torch.Tensor, mask: torch.Tensor, options: dict) -> 
         output_layer=head,
         output_weight=weight,
         runtime_gather_output=None,
-        is_training=False,
+        is_training=True,
         compute_language_model_loss=cross_entropy,
         **options,
     )
     out.sum().backward()
-    return hidden.grad, weight.grad
+    return hidden.grad, weight.grad, *take_mtp_loss()
 
 
 def main(out: Path) -> None:
@@ -56,6 +58,7 @@ def main(out: Path) -> None:
     torch.distributed.init_process_group("gloo")
     from types import SimpleNamespace
 
+    from megatron.core import parallel_state
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.multi_token_prediction import process_mtp_loss
 
@@ -63,6 +66,7 @@ def main(out: Path) -> None:
     from r1train.train.context import cut
     from r1train.train.micro_batch import MicroBatch
 
+    parallel_state.initialize_model_parallel()
     rank = torch.distributed.get_rank()
     mtp_config = SimpleNamespace(
         mtp_num_layers=1,

@@ -23,6 +23,7 @@ from r1train.train.step import reduce_logs
 
 LAYOUTS = (
     "single",
+    "recompute",
     "dp2",
     "ep2",
     "pp2",
@@ -92,11 +93,14 @@ def measure(cfg: Config, device: Device, cases: tuple[str, ...]) -> dict:
         result["parameters"] = sum(p.numel() for module in trainer.modules for p in module.parameters())
         bias = [shard for shard in all_shards(trainer.modules) if shard[0].endswith("expert_bias")]
         trainer.optimizer.prepare_grads()
+        balance = step_balance(trainer.modules, micro_batches=len(mine))
         result[case] = {
             "loss": logs["loss"],
+            "mtp_loss": logs["mtp_loss"],
+            "sequence_loss": balance.gauges()["balance/sequence_loss"],
             "num_tokens": num_tokens,
             "bias": bias,
-            "load": step_balance(trainer.modules).load,
+            "load": balance.load,
             "gradient_norm": float(trainer.optimizer.get_grad_norm()),
             "gradients": gradient_shards(trainer.chunks),
         }

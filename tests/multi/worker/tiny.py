@@ -45,6 +45,9 @@ YARN_MODEL = replace(MODEL, yarn=YarnConfig(factor=4.0, original_max_positions=6
 STAGES = "Ett|tmL"
 LAYOUTS = {
     "single": ParallelConfig(world_size=1),
+    "recompute": ParallelConfig(
+        world_size=1, recompute_modules=("core_attn", "mla_up_proj", "mlp", "moe", "shared_experts")
+    ),
     "dp2": ParallelConfig(world_size=2),
     "dp2_overlap": ParallelConfig(world_size=2, overlap_grad_reduce=True, overlap_param_gather=True),
     "ep2": ParallelConfig(world_size=2, ep=2),
@@ -73,9 +76,7 @@ SOURCES = {
     "tp2": "pp2_ep2",
 }
 CHECKPOINT_STEP = "step_00000003"
-OPTIM = OptimConfig(
-    name="adamw", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_grad=1.0, precision="fp32", distributed=True
-)
+OPTIM = OptimConfig(name="adamw", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip_grad=1.0, precision="fp32")
 LR = LrConfig(
     name="test",
     learning_rate=Piecewise(start=1e-3, unit="steps"),

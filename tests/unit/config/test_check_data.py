@@ -1,5 +1,7 @@
 """Rules about the data in more than one config: shares, given tokenizers, problems from files."""
 
+import pytest
+
 PRETRAIN = "stage=pretrain"
 
 
@@ -26,3 +28,23 @@ def test_negative_weights_and_shares(problems):
     found = problems(PRETRAIN, "data.corpora.0.weight=-1", "data.tasks.0.styles={steps: 2.0, direct: -1.0}")
     assert found["data.corpora.0.weight"].what == "below 0"
     assert "0 or more" in found["data.tasks.0.styles"].what
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "-a", ".a", "a b", "\u00e9", "/tmp/a", "a\\n"])
+def test_a_corpus_is_named_as_a_file_can_be(problems, name):
+    found = problems(PRETRAIN, f'data.corpora.0.name="{name}"')
+    assert "files are named after it" in found["data.corpora.0.name"].what
+    assert problems(PRETRAIN, "data.corpora.0.name=9Web_2024.v1-b") == {}
+
+
+def test_no_corpus_has_the_name_of_anothers_held_out_documents(problems):
+    assert (
+        "is for the held-out documents"
+        in problems(PRETRAIN, "data.corpora.0.name=a_heldout")["data.corpora.0.name"].what
+    )
+    assert problems(PRETRAIN, "data.corpora.0.name=a_heldout_b") == {}
+
+
+def test_not_every_boundary_is_split(problems):
+    found = problems(PRETRAIN, "data.boundary_split_rate=1", "data.pre_tokenizer=deepseek_v3")
+    assert "outside" in found["data.boundary_split_rate"].what

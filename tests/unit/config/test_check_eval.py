@@ -57,6 +57,15 @@ def test_passkey(problems, passkey, key, what):
     assert problems(*START, "eval.passkey={lengths: [100, 496], depths: [0.0, 1.0], problems: 2}") == {}
 
 
+def test_perplexity_windows_are_cut_over_tensor_ranks(problems):
+    tp = ("parallel.tp=2", "parallel.ep=1")
+    found = problems(*START, *tp, "eval.perplexity_length=63")
+    assert "63 tokens over parallel.tp = 2" in found["eval.perplexity_length"].what
+    assert problems(*START, *tp, "eval.perplexity_length=64") == {}
+    odd = problems(*START, *tp, "model.max_position_embeddings=511")
+    assert "511 tokens" in odd["eval.perplexity_length"].what  # the model's own limit
+
+
 def test_perplexity_windows_fit_the_model(problems):
     assert "512 positions" in problems("eval.perplexity_length=513")["eval.perplexity_length"].what
 

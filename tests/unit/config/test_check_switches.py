@@ -55,6 +55,12 @@ CASES = [
     ("context_parallelism_fits", [*GRPO, *CUDA, "parallel.cp=2"], "parallel.cp", "weighs whole samples"),
     ("context_parallelism_fits", [*SFT, *CUDA, *VIRTUAL, "parallel.cp=2"], "parallel.cp", "need one length"),
     (
+        "context_parallelism_fits",
+        [*PRETRAIN, *CUDA, *VIRTUAL, "parallel.cp=2", "data.mask_across_documents=true", "stage.batch_size=32"],
+        "parallel.cp",
+        "need one length",
+    ),
+    (
         "expert_overlap_fits",
         [*PRETRAIN, *CUDA, "parallel.overlap_expert_all_to_all=true"],
         "parallel.overlap_expert_all_to_all",
@@ -87,10 +93,22 @@ CASES = [
         "one length",
     ),
     (
+        "allgather_has_one_length",
+        [*PRETRAIN, *CUDA, "parallel.cp=2", "parallel.dispatcher=allgather", "data.mask_across_documents=true"],
+        "parallel.dispatcher",
+        "have other lengths",
+    ),
+    (
         "recompute_modules_exist",
         [*PRETRAIN, "parallel.recompute_modules=[mlp, attention]"],
         "parallel.recompute_modules",
         "cannot be recomputed",
+    ),
+    (
+        "recompute_modules_exist",
+        [*PRETRAIN, "parallel.recompute_modules=[mlp, moe_act]"],
+        "parallel.recompute_modules",
+        "cluster.device is cpu",
     ),
     ("expert_tensor_parallelism_fits", [*PRETRAIN, *FOUR, "parallel.etp=2"], "parallel.etp", "gloo cannot gather"),
     (
@@ -157,6 +175,8 @@ def test_every_rule_has_a_case():
     [
         [*PRETRAIN, *FOUR, *VIRTUAL, "stage.batch_size=32", "stage.micro_batch_size=8"],
         [*PRETRAIN, *CUDA, "parallel.cp=2"],
+        [*PRETRAIN, *CUDA, "parallel.cp=2", "parallel.dispatcher=allgather"],
+        [*PRETRAIN, *CUDA, "stage.batch_size=32", "parallel.recompute_modules=[layernorm, mla_up_proj, moe_act]"],
         [*PRETRAIN, *CUDA, *BF16, "stage.batch_size=32", "parallel.ep=4", "parallel.overlap_expert_all_to_all=true"],
         [*PRETRAIN, "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
         [*PRETRAIN, "parallel.recompute_modules=[mla_up_proj, mlp]"],

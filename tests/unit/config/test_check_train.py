@@ -16,6 +16,10 @@ REWARD = (
     "stage.seq_length=256",
 )
 RAMP = "lr.batch_size={start: 16, segments: [{until: 1e6, shape: linear, to: 16}]}"
+SIXTEEN = "lr.batch_multiple=16"
+GROWING = "lr.batch_size={start: 48, segments: [{until: 1e6, shape: linear, to: 144}]}"
+# Two pipeline stages of two virtual ones: micro-batches come in rounds of two.
+ROUNDS = ("parallel.ep=1", "parallel.pp=2", "parallel.pp_layout='Et|t|t|mL'", "evaluate_after=false")
 
 # (rule, stage, overrides, key, part of the message)
 CASES = [
@@ -36,6 +40,40 @@ CASES = [
         ["lr.learning_rate.segments.1.until=1.5"],
         "lr.learning_rate.segments.1.until",
         "beyond 1",
+    ),
+    (
+        "schedules_move_forward",
+        PRETRAIN,
+        [
+            "stage.batch_size=32",
+            SIXTEEN,
+            "lr.batch_size={start: 16, segments: "
+            "[{until: 9, shape: linear, to: 16}, {until: 8, shape: linear, to: 32}]}",
+        ],
+        "lr.batch_size.segments",
+        "must increase",
+    ),
+    (
+        "fractions_end_at_one",
+        PRETRAIN,
+        [SIXTEEN, "lr.batch_size={unit: fraction, start: 16, segments: [{until: 1.5, shape: linear, to: 16}]}"],
+        "lr.batch_size.segments.0.until",
+        "beyond 1",
+    ),
+    ("batch_multiple_fits", PRETRAIN, [RAMP], "lr.batch_multiple", "= 2 x 8 x 1 = 16"),
+    (
+        "batch_multiple_fits",
+        PRETRAIN,
+        ["stage.batch_size=144", GROWING, "lr.batch_multiple=24", *ROUNDS],
+        "lr.batch_multiple",
+        "= 1 x 8 x 2 = 16",
+    ),
+    (
+        "batch_multiple_fits",
+        PRETRAIN,
+        ["stage.batch_size=144", GROWING, "lr.batch_multiple=32"],
+        "lr.batch_multiple",
+        "does not divide stage.batch_size = 144",
     ),
     ("scheduled_values_not_negative", PRETRAIN, ["lr.bias_rate.start=-1"], "lr.bias_rate.start", "below 0"),
     (
@@ -79,10 +117,28 @@ def test_rule_reports(problems, stage, overrides, key, message):
 
 
 @pytest.mark.parametrize(
-    "good", [PRETRAIN, SFT, GRPO, REWARD, (*PRETRAIN, RAMP), (*SFT, "lr.mtp_weight.start=0.3"), ("stage=prepare", RAMP)]
+    "good",
+    [
+        PRETRAIN,
+        SFT,
+        GRPO,
+        REWARD,
+        (*PRETRAIN, RAMP, SIXTEEN),
+        (*PRETRAIN, "stage.batch_size=144", GROWING, "lr.batch_multiple=48", *ROUNDS),
+        (*SFT, "lr.mtp_weight.start=0.3"),
+        ("stage=prepare", RAMP),
+    ],
 )
 def test_neighbours_pass(problems, good):
     assert problems(*good) == {}
+
+
+@pytest.mark.parametrize(("multiple", "fitting"), [(1, "16"), (24, "48"), (9, "144"), (72, "144"), (10, "16")])
+def test_a_fitting_multiple_is_named(problems, multiple, fitting):
+    """The least one that keeps what was asked for and divides the batch; else the layout's own share. It is good."""
+    given = (*PRETRAIN, "stage.batch_size=144", GROWING.replace("48", "144"), *ROUNDS)
+    assert problems(*given, f"lr.batch_multiple={multiple}")["lr.batch_multiple"].fix == fitting
+    assert problems(*given, f"lr.batch_multiple={fitting}") == {}
 
 
 def test_every_rule_has_a_case():

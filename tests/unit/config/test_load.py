@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1train.config.load import compose_tree, dump_resolved, group_options, load_config
+from r1train.config.load import compose_tree, config_tree, dump_resolved, group_options, load_config
 from r1train.config.schema import SftStage
 from r1train.config.steps import plan_steps
+from r1train.config.validate import build, build_recorded
 from r1train.errors import ConfigError
 
 
@@ -55,14 +56,14 @@ def test_v3_schedule_has_the_papers_boundaries():
     rate = cfg.lr.learning_rate
     assert rate.unit == "tokens"
     assert [(segment.until, segment.to) for segment in rate.segments] == [
-        (28_055_699_456, 2.2e-4),  # 2,000 steps of the growing batch
+        (27_730_640_896, 2.2e-4),  # 2,000 steps of the growing batch
         (10e12, 2.2e-4),
         (14.3e12, 2.2e-5),
         (14.633e12, 2.2e-5),
         (14.8e12, 7.3e-6),
     ]
-    assert (cfg.stage.steps, cfg.stage.batch_size) == (15_000 + 227_785, 15360)
-    assert (cfg.lr.batch_size.start, cfg.lr.batch_size.segments[0].until) == (3072, 469e9)
+    assert (cfg.stage.steps, cfg.stage.batch_size) == (15_019 + 227_785, 15360)
+    assert (cfg.lr.batch_size.start, cfg.lr.batch_size.segments[0].until, cfg.lr.batch_multiple) == (3072, 469e9, 512)
     assert (cfg.parallel.dp, cfg.parallel.edp) == (128, 2)
 
 
@@ -79,6 +80,7 @@ def test_v3_schedule_has_the_papers_boundaries():
         ("data.corpora=3", "wrong type: an integer where a list belongs"),
         ("rollout.engine=vlm", "not one of the allowed values"),
         ("modle=3", "unknown key"),
+        ("optim.distributed=true", "unknown key"),
     ],
 )
 def test_types_are_strict(problems, override, what):
@@ -191,3 +193,14 @@ def test_an_experiment_serves_schedules_that_lack_some_of_its_steps():
     assert [planned.step.id for planned in plan_steps(overrides)] == ["prepare", "pretrain", "r1_zero", "evaluate"]
     overrides += ["stage=grpo", "stage.init_from=runs/base"]
     assert load_config(overrides, check_files=False).stage.steps == 12
+
+
+def test_a_recorded_config_may_hold_keys_that_are_gone():
+    """An older version's resolved.yaml; what never was a key is reported there, too."""
+    cfg = load_config(["experiment=tiny"], check_files=False)
+    tree = config_tree(cfg)
+    tree["optim"]["distributed"] = False
+    assert build_recorded(tree) == (cfg, [])
+    assert [problem.key for problem in build(tree)[1]] == ["optim.distributed"]
+    tree["optim"]["distribute"] = tree["distributed"] = True
+    assert sorted(problem.key for problem in build_recorded(tree)[1]) == ["distributed", "optim.distribute"]

@@ -100,8 +100,9 @@ def test_bad_sources(tmp_path, small_tokenizer):
         with pytest.raises(DataError, match=message):
             write_corpus(documents(str(tmp_path / name)), small_tokenizer, tmp_path / "out")
         assert not list(tmp_path.glob("out*"))
-    with pytest.raises(DataError, match="builtin:text, builtin:gsm8k, builtin:worked"):
-        list(documents("builtin:other"))
+    for name, why in (("other", "the package ships no such documents"), ("worked", "made by the prepare stage only")):
+        with pytest.raises(DataError, match=rf"'builtin:{name}': {why}. Fix: .* builtin:text, builtin:gsm8k$"):
+            list(documents(f"builtin:{name}"))
 
 
 def run_tool(repo, name, *args):
@@ -122,5 +123,8 @@ def test_tools(tmp_path, repo):
     assert refused.returncode == 2
     assert "no such file" in refused.stderr
     assert "Traceback" not in refused.stderr
+    negative = run_tool(repo, "tokenize_corpus.py", "--input", "builtin:text", *arguments, "--max-bad-rows", "-1")
+    assert negative.returncode == 2
+    assert "argument --max-bad-rows: -1 is below 0" in negative.stderr
     small = run_tool(repo, "train_tokenizer.py", "--input", "builtin:gsm8k", "--vocab-size", 10, "--out", out)
     assert small.returncode == 2

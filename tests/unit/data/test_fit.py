@@ -1,5 +1,6 @@
 """Documents packed whole into windows: nothing lost or cut that fits, little left free, other indexes refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -134,6 +135,23 @@ def test_index_is_kept_and_made_again_for_another_corpus(fitted, small_tokenizer
     read = [windows.read(index, seed=1, epoch=0, stream="x").tolist() for index in range(windows.count)]
     assert sum(window.count(EOS) for window in read) == 8
     assert sum(window[-1] == EOS for window in read) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", '{"seq_length": 8}', '{"windows": 7}', b"\xff\xfe", "one more", "text"]
+)
+def test_a_damaged_index_is_none(fitted, content):
+    path = fit_folder(fitted, 8) / "fit.json"
+    good = path.read_text()
+    changes = {"one more": {"more": 1}, "text": {"windows": "7"}}
+    if content in changes:
+        content = json.dumps({**json.loads(good), **changes[content]})
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_fit(fitted, 8) is None
+    with pytest.raises(DataError, match=r"some.fit8: no index .*, a damaged one, .*fit_corpus.py"):
+        FittedWindows(fitted, 8)
+    ensure_fit(fitted, 8)
+    assert path.read_text() == good and FittedWindows(fitted, 8).count == 7
 
 
 def test_truncated_index(fitted):

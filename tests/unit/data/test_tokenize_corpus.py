@@ -90,8 +90,10 @@ def test_any_number_of_workers_and_one_pass_give_the_same_files(tmp_path, rows_f
     assert sum(not is_new for _, is_new in again) >= 3
     size = write_corpus(texts, Tokenizer.load(tokenizer_folder), tmp_path / "one")
     assert report.train == size
-    for ending in (".bin", ".idx", ".json"):
+    for ending in (".bin", ".idx"):
         assert (tmp_path / f"two{ending}").read_bytes() == (tmp_path / f"one{ending}").read_bytes()
+    made_by = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
+    assert made_by[1] == {**made_by[0], "build": full.fingerprint()}
     left = sorted(path.name for path in tmp_path.glob("two*"))
     assert left == ["two.bin", "two.idx", "two.json", "two.report.jsonl"]
     with pytest.raises(DataError, match=r"two.bin, .*: already there"):
@@ -268,9 +270,13 @@ def test_bad_inputs_are_named_together(tmp_path, tokenizer_folder):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "a.pdf").write_text("x")
     inputs = [tmp_path / "none.jsonl", tmp_path / "empty.jsonl", tmp_path / "a.pdf"]
-    with pytest.raises(DataError, match="3 of 3 inputs cannot be read") as caught:
+    inputs += ["builtin:worked", "builtin:nonsense", "builtin:gsm8k"]
+    with pytest.raises(DataError, match="5 of 6 inputs cannot be read") as caught:
         build_corpus(plan(tmp_path / "o", inputs, tokenizer_folder), workers=1, max_bad_rows=0, on_part=lambda *_: None)
     assert all(text in str(caught.value) for text in ("none.jsonl: no such file", "empty.jsonl: empty", "a.pdf: not"))
+    ours = "builtin:text and builtin:gsm8k can be read here"
+    assert f"builtin:worked: made by the prepare stage only; {ours}" in str(caught.value)
+    assert f"builtin:nonsense: the package ships no such documents; {ours}" in str(caught.value)
     assert not (tmp_path / "o.parts").exists()
 
 

@@ -105,7 +105,7 @@ def engine(model, monkeypatch, tmp_path):
 
 
 def test_a_rollout_pushes_when_the_policy_is_newer(engine):
-    from r1train.rollout.vllm import request_seed
+    from r1train.rollout.vllm_options import request_seed
 
     groups = engine.generate(prompts(), PARAMS, policy_version=4)
     llm = engine._llm
@@ -261,6 +261,29 @@ def test_the_older_runner_gets_one_seed_for_all_and_leaves_the_trainers_numbers_
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_an_engine_of_several_ranks_is_started_for_all_of_them(engine):
+    """Their rows together, and sums over ranks without memory handles, which the trainer's memory may not have."""
+    from r1train.rollout.vllm_options import llm_arguments
+
+    cfg = engine._cfg
+    cfg.rollout = replace(cfg.rollout, engine_tp=4, engine_whole_experts=True)
+    four = llm_arguments(cfg, Tokens(), record_routes=False)
+    assert (four["tensor_parallel_size"], four["max_num_seqs"], four["enable_expert_parallel"]) == (4, 32, True)
+    assert four["disable_custom_all_reduce"]
+    cfg.rollout = replace(cfg.rollout, engine_tp=1, engine_whole_experts=False)
+    one = llm_arguments(cfg, Tokens(), record_routes=False)
+    assert (one["tensor_parallel_size"], one["max_num_seqs"]) == (1, 8)
+    assert not {"enable_expert_parallel", "disable_custom_all_reduce"} & one.keys()
+
+
+def test_ranks_that_drew_different_tokens_end_the_run():
+    from r1train.rollout.engine_ranks import EnginesParted, check_agreed
+
+    check_agreed(["a1", "a1"])
+    with pytest.raises(EnginesParted, match="the 3 ranks of an engine drew different tokens"):
+        check_agreed(["a1", "a1", "b2"])
+
+
 def test_the_engine_has_room_for_what_evaluations_ask(engine):
     """12 tokens of a prompt, 6 of a rollout's response and 9 of an evaluation's."""
     engine.generate(prompts(), PARAMS, policy_version=1)
@@ -326,7 +349,7 @@ def test_fp8_values_that_change_after_the_push_stop_the_run(engine, monkeypatch)
 
 def test_experts_that_nobody_recorded_stop_the_run():
     """Two layers, three experts a token: 0 everywhere is what a kernel leaves that does not record."""
-    from r1train.rollout.vllm import RoutesMissing, check_routes
+    from r1train.rollout.vllm_answers import RoutesMissing, check_routes
 
     good = np.array([[[3, 1, 2], [0, 2, 1]]] * 4, dtype=np.int16)
     check_routes(good, 4)
@@ -337,7 +360,7 @@ def test_experts_that_nobody_recorded_stop_the_run():
 
 
 def test_without_vllm_the_error_names_the_extra(monkeypatch):
-    from r1train.rollout.vllm import import_vllm
+    from r1train.rollout.vllm_options import import_vllm
 
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(EnvironmentProblem, match=r"r1train\[vllm\]"):
@@ -345,7 +368,7 @@ def test_without_vllm_the_error_names_the_extra(monkeypatch):
 
 
 def test_vllm_is_told_of_the_allocator_and_of_fp8_when_it_is_imported(monkeypatch):
-    from r1train.rollout.vllm import import_vllm
+    from r1train.rollout.vllm_options import import_vllm
 
     names = ("PYTORCH_CUDA_ALLOC_CONF", "VLLM_USE_DEEP_GEMM", "VLLM_ENABLE_V1_MULTIPROCESSING")
     for name in (*names, "VLLM_ALLOW_INSECURE_SERIALIZATION"):
@@ -360,7 +383,7 @@ def test_vllm_is_told_of_the_allocator_and_of_fp8_when_it_is_imported(monkeypatc
 
 
 def test_a_request_has_a_seed_of_its_own():
-    from r1train.rollout.vllm import request_seed
+    from r1train.rollout.vllm_options import request_seed
 
     seeds = {request_seed(PARAMS, prompt, index) for prompt in ("a", "b") for index in range(4)}
     assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)

@@ -236,11 +236,13 @@ def test_bytes_of_a_v3_rank_by_hand():
 
 
 def test_bytes_without_sharding_and_in_fp32():
-    cfg = load_config([*TINY, "optim.distributed=false"], check_files=False)
+    cfg = load_config([*TINY, "parallel=single", "cluster.processes_per_node=1"], check_files=False)
     (params,) = parameters_of_stages(cfg)
     used = rank_bytes(cfg, params)
-    assert (used.weights, used.gradients, used.optimizer) == (4 * 795_872, 4 * 795_872, 8 * 795_872)
-    assert used.total == 16 * 795_872
+    # 795,872 over two ranks of experts; here each of four layers has the other four experts of 3 x 128 x 48 as well.
+    whole = 795_872 + 4 * 4 * 3 * 128 * 48
+    assert (used.weights, used.gradients, used.optimizer) == (4 * whole, 4 * whole, 8 * whole)
+    assert used.total == 16 * whole
 
 
 @pytest.mark.parametrize("experiment", ["v3_pretrain_h800_2048", "tiny"])

@@ -43,3 +43,23 @@ def test_a_newer_key_that_does_what_was_done_before_decides_nothing():
     assert config_reasons(then, now("concatenate")) == []
     assert config_reasons(then, now("best_fit")) == ["data.packing was absent, is now 'best_fit'"]
     assert config_reasons(now("best_fit"), then) == ["data.packing was 'best_fit', is now absent"]
+
+
+def test_a_key_that_is_gone_decides_nothing():
+    """optim.distributed was a switch of speed; runs of older versions have it, either way."""
+    now = {"stage": {"name": "pretrain"}, "evaluate_after": False, "optim": {"beta1": 0.9}}
+    for value in (True, False):
+        then = {**now, "optim": {"beta1": 0.9, "distributed": value}}
+        assert config_reasons(then, now) == []
+        assert deciding(then) == deciding(now)
+    gone = {**now, "optim": {"beta1": 0.9, "unheard_of": True}}
+    assert config_reasons(gone, now) == ["optim.unheard_of was True, is now absent"]
+
+
+def test_a_batch_that_grew_in_other_steps_decides():
+    """lr.batch_multiple came with 1; how the layout divides the batch decides nothing."""
+    then = {"stage": {"name": "pretrain", "micro_batch_size": 1}, "evaluate_after": False, "lr": {"name": "a"}}
+    now = {**then, "stage": {"name": "pretrain", "micro_batch_size": 2}}
+    assert config_reasons(then, {**now, "lr": {"name": "a", "batch_multiple": 1}}) == []
+    (reason,) = config_reasons(then, {**now, "lr": {"name": "a", "batch_multiple": 4}})
+    assert reason == "lr.batch_multiple was absent, is now 4"

@@ -9,7 +9,7 @@ from r1train.config.load import load_config
 from r1train.data.prompts import Prompt
 from r1train.rl import ask
 from r1train.rollout.sampling import noise_of
-from r1train.rollout.vllm import request_seed
+from r1train.rollout.vllm_options import request_seed
 
 PROMPTS = [Prompt(f"p{number}", "math", f"{number}?", "-", {}, (0, number)) for number in range(3)]
 

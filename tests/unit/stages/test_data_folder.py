@@ -53,7 +53,9 @@ def test_the_users_files_survive_and_our_old_ones_go(folder):
     assert set(json.loads(second["_DONE"])["files"]) == ours
 
 
-@pytest.mark.parametrize("name", ["prompts/train.jsonl", "corpus/gsm8k.bin", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["prompts/train.jsonl", "corpus/gsm8k.bin", "corpus/gsm8k_heldout.bin", "tokenizer/tokenizer.json"]
+)
 def test_a_users_file_of_a_name_of_ours_is_refused_before_anything_is_built(folder, monkeypatch, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("mine")
@@ -74,11 +76,11 @@ def test_a_prepared_file_that_was_changed_is_not_overwritten(folder):
 
 
 def test_names_that_only_the_build_knows_are_refused_too(folder, tmp_path):
-    """Held-out parts depend on the texts: found when everything is built, still before the first rename."""
-    (folder / "corpus" / "gsm8k_heldout.bin").write_text("mine")
+    """What was removed is listed where an evaluation set is named: found when everything is built, before a rename."""
+    (folder / "prompts" / "removed.jsonl").write_text("mine")
     before = texts(folder)
-    with pytest.raises(DataError, match=r"nothing was changed:\n  - corpus/gsm8k_heldout.bin\n"):
-        prepare.run(config(folder, "data.heldout_fraction=0.5"))
+    with pytest.raises(DataError, match=r"nothing was changed:\n  - prompts/removed.jsonl\n"):
+        prepare.run(config(folder, "data.decontaminate=['builtin:gsm8k']"))
     assert texts(folder) == before and not (tmp_path / "data.tmp").exists()
 
 

@@ -23,6 +23,13 @@ def test_gauges_are_numbers_and_per_layer_lists():
     }
 
 
+def test_sequence_loss_is_a_mean_over_the_layers_that_ran():
+    """2.2 and 1.4 make 1.8; MTP's row, which nothing came to, does not count. None: not trained on, not shown."""
+    report = BalanceReport(((6, 2, 0, 0), (1, 3, 3, 1), (0, 0, 0, 0)), 3.6)
+    assert report.gauges()["balance/sequence_loss"] == pytest.approx(1.8)
+    assert "balance/sequence_loss" not in BalanceReport(report.load).gauges()
+
+
 def test_a_layer_that_did_not_run_is_in_no_number():
     """MTP's row in RL: without the mend -1 would be its violation, and its experts dead."""
     report = BalanceReport(((6, 2, 0, 0), (1, 3, 3, 1), (0, 0, 0, 0)))

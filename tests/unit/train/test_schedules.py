@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from r1train.config.load import load_config
-from r1train.config.schema_train import Piecewise, Segment
+from r1train.config.schema_train import LrConfig, Piecewise, Segment
 from r1train.train.schedules import Progress, batch_size_at, value_at
 
 T = 1_000_000_000_000
@@ -16,6 +16,20 @@ def from_yaml(repo, name: str) -> Piecewise:
     """One schedule of conf/lr/v3.yaml."""
     tree = OmegaConf.to_container(OmegaConf.load(repo / "conf" / "lr" / "v3.yaml"))[name]
     return Piecewise(**{**tree, "segments": tuple(Segment(**segment) for segment in tree["segments"])})
+
+
+def growing(ramp: Piecewise | None, multiple: int) -> LrConfig:
+    still = Piecewise(start=0.0)
+    return LrConfig(
+        name="x", learning_rate=still, mtp_weight=still, bias_rate=still, batch_size=ramp, batch_multiple=multiple
+    )
+
+
+def v3(repo) -> LrConfig:
+    """The batch of conf/lr/v3.yaml, and what it is rounded to."""
+    tree = OmegaConf.load(repo / "conf" / "lr" / "v3.yaml")
+    assert tree.batch_multiple == 512
+    return growing(from_yaml(repo, "batch_size"), tree.batch_multiple)
 
 
 def progress(tokens: float) -> Progress:
@@ -47,17 +61,19 @@ def test_v3_learning_rate(repo, tokens, rate):
 
 
 def test_v3_warm_up_is_2000_steps_of_a_growing_batch(repo):
-    """From 0 to 2.2e-4 in 2,000 steps, while the batch grows from 3072 sequences along its straight line in tokens.
+    """From 0 to 2.2e-4 in 2,000 steps, while the batch grows from 3072 sequences, in steps of 512.
 
-    dT/ds = 4096 (3072 + 12288 T / 469e9) gives T(2000) = 3072 * 469e9 / 12288 * (exp(2000 * 4096 * 12288 / 469e9) - 1).
+    Along the straight line dT/ds = 4096 (3072 + 12288 T / 469e9), T(2000) would be 3072 * 469e9 / 12288 *
+    (exp(2000 * 4096 * 12288 / 469e9) - 1) = 28.06B; the first 256 sequences of growth come half a step of 512 late.
     """
-    schedule, ramp, tokens = from_yaml(repo, "learning_rate"), from_yaml(repo, "batch_size"), 0
+    schedule, lr, tokens = from_yaml(repo, "learning_rate"), v3(repo), 0
     for _ in range(2000):
         assert at(schedule, tokens) < 2.2e-4
-        tokens += 4096 * batch_size_at(ramp, 15360, progress(tokens), multiple=1)
-    assert at(schedule, tokens) == pytest.approx(2.2e-4, rel=1e-3)
-    assert tokens == pytest.approx(3072 * 469e9 / 12288 * math.expm1(2000 * 4096 * 12288 / 469e9), rel=1e-3)
-    assert [at(schedule, tokens * share) for share in (0, 0.25, 0.5)] == pytest.approx([0, 0.55e-4, 1.1e-4], rel=1e-3)
+        tokens += 4096 * batch_size_at(lr, 15360, progress(tokens))
+    assert tokens == schedule.segments[0].until == 27_730_640_896
+    assert at(schedule, tokens) == 2.2e-4
+    assert tokens == pytest.approx(3072 * 469e9 / 12288 * math.expm1(2000 * 4096 * 12288 / 469e9), rel=0.015)
+    assert [at(schedule, tokens * share) for share in (0, 0.25, 0.5)] == pytest.approx([0, 0.55e-4, 1.1e-4], rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,27 +82,30 @@ def test_v3_warm_up_is_2000_steps_of_a_growing_batch(repo):
 )
 def test_v3_batch_ramp(repo, tokens, size):
     """3072 -> 15360 over 469 billion tokens in a straight line, in sequences."""
-    assert batch_size_at(from_yaml(repo, "batch_size"), 15360, progress(tokens), multiple=1) == size
+    assert batch_size_at(growing(from_yaml(repo, "batch_size"), 1), 15360, progress(tokens)) == size
+    assert batch_size_at(v3(repo), 15360, progress(tokens)) == size
 
 
 def test_v3_steps_with_the_ramp(repo):
-    """15,000 steps of growing batches (14,997 for the exact integral), then 227,785 of 15360 x 4096 tokens."""
-    ramp, tokens, steps = from_yaml(repo, "batch_size"), 0, 0
+    """15,019 steps of growing batches (14,997 for the exact integral), then 227,785 of 15360 x 4096 tokens."""
+    lr, tokens, steps, sizes = v3(repo), 0, 0, set()
     while tokens < 469e9:
-        tokens += 4096 * batch_size_at(ramp, 15360, progress(tokens), multiple=128)
+        sizes.add(batch_size_at(lr, 15360, progress(tokens)))
+        tokens += 4096 * batch_size_at(lr, 15360, progress(tokens))
         steps += 1
-    assert steps == 15_000
+    assert steps == 15_019
+    assert sizes == set(range(3072, 15361, 512))
     assert math.ceil((14.8 * T - tokens) / (15360 * 4096)) == 227_785
     assert 469e9 / (4096 * (15360 - 3072)) * math.log(15360 / 3072) == pytest.approx(14_997, abs=0.5)
 
 
 def test_batch_ramp_is_a_multiple():
     ramp = Piecewise(start=10, segments=(Segment(until=100, shape="linear", to=20),))
-    sizes = [batch_size_at(ramp, 20, progress(tokens), multiple=4) for tokens in (0, 19, 21, 59, 60, 100, 200)]
+    sizes = [batch_size_at(growing(ramp, 4), 20, progress(tokens)) for tokens in (0, 19, 21, 59, 60, 100, 200)]
     # 10 and 11.9 lie nearest to 12, 15.9 to 16, 16 stays, and 20 ends it.
     assert sizes == [12, 12, 12, 16, 16, 20, 20]
-    assert batch_size_at(None, 24, progress(0), multiple=4) == 24
-    assert batch_size_at(ramp, 20, progress(0), multiple=32) == 32
+    assert batch_size_at(growing(None, 4), 22, progress(0)) == 22
+    assert batch_size_at(growing(ramp, 32), 20, progress(0)) == 32
 
 
 def test_tokens_per_step_stay_the_same_when_sequences_get_longer():
@@ -95,9 +114,8 @@ def test_tokens_per_step_stay_the_same_when_sequences_get_longer():
     for name in ("v3_pretrain_h800_2048", "v3_extend_32k", "v3_extend_128k"):
         cfg = load_config([f"experiment={name}"], check_files=False)
         stage, last = cfg.stage, cfg.stage.steps - 1
-        multiple = cfg.parallel.dp * stage.micro_batch_size
         reached = Progress(tokens=last * stage.batch_size * stage.seq_length, step=last, total_steps=stage.steps)
-        size = batch_size_at(cfg.lr.batch_size, stage.batch_size, reached, multiple=multiple)
+        size = batch_size_at(cfg.lr, stage.batch_size, reached)
         taken.append((stage.seq_length, size, size * stage.seq_length, value_at(cfg.lr.learning_rate, reached)))
     assert taken == [
         (4096, 15360, 62_914_560, 7.3e-6),
