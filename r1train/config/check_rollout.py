@@ -8,7 +8,8 @@ from r1train.config.schema_rl import RolloutConfig
 from r1train.errors import Problem
 
 # Keys of rollout that the native engine does not read.
-VLLM_ONLY = ("gpu_memory_share", "push_mib")
+VLLM_ONLY = ("gpu_memory_share", "push_mib", "engine_tp", "engine_whole_experts")
+VOCABULARY_ROWS = 64  # vLLM pads vocabularies to multiples
 
 
 def vllm_can_serve(cfg: RunConfig) -> list[Problem]:
@@ -127,6 +128,57 @@ def _fp8_widths(model: ModelConfig | DenseModelConfig) -> dict[str, int]:
     return widths | {"num_attention_heads * head_dim": heads, "num_key_value_heads * head_dim": groups}
 
 
+def engine_ranks_fit(cfg: RunConfig) -> list[Problem]:
+    """Of an engine that several ranks share: they are of one pipeline stage, and vLLM can cut the model over them."""
+    rollout, n, key = cfg.rollout, cfg.rollout.engine_tp, "rollout.engine_tp"
+    if rollout.engine != "vllm" or not cfg.generates:
+        return []
+    problems = []
+    if rollout.engine_whole_experts and (n == 1 or not isinstance(cfg.model, ModelConfig)):
+        what = "there are no experts to deal out" if n > 1 else "an engine of one rank has all experts whole"
+        problems.append(Problem("rollout.engine_whole_experts", True, what, "false, or rollout.engine_tp above 1"))
+    dp, per_node = cfg.parallel.dp, cfg.cluster.processes_per_node
+    if dp % n:
+        what = f"the {dp} data-parallel ranks of a pipeline stage are not whole engines of {n}"
+        problems.append(Problem(key, n, what, f"a divisor of {dp}"))
+    elif per_node % n and n % per_node:
+        what = f"nodes have {per_node} processes, so some engines would have parts of nodes"
+        problems.append(Problem(key, n, what, f"a divisor of {per_node}, or whole nodes"))
+    uncut = {} if n == 1 else {name: size for name, (size, unit) in _cut_sizes(cfg).items() if size % (n * unit)}
+    if uncut:
+        name, size = next(iter(uncut.items()))
+        block = f" into FP8's blocks of {FP8_BLOCK}" if rollout.fp8 else ""
+        what = f"vLLM cannot cut {name} = {size} over {n} ranks{block}"
+        problems.append(Problem(key, n, what, f"a number that divides {', '.join(uncut)}"))
+    return problems
+
+
+def _cut_sizes(cfg: RunConfig) -> dict[str, tuple[int, int]]:
+    """What vLLM cuts over the ranks of an engine: name -> (size, what every cut is a multiple of)."""
+    model, block = cfg.model, FP8_BLOCK if cfg.rollout.fp8 else 1
+    heads = model.num_attention_heads
+    sizes = {"num_attention_heads": (heads, 1), "ffn_hidden_size": (model.ffn_hidden_size, block)}
+    rows = -(-model.vocab_size // VOCABULARY_ROWS) * VOCABULARY_ROWS
+    sizes[f"vocab_size in {VOCABULARY_ROWS}s"] = (rows, 1)
+    if isinstance(model, DenseModelConfig):
+        # Keys and values of fewer heads than ranks would be there several times, and the sums over weights off.
+        sizes["num_key_value_heads"] = (model.num_key_value_heads, 1)
+        sizes["num_key_value_heads * head_dim"] = (model.num_key_value_heads * model.head_dim, block)
+        return sizes
+    if cfg.rollout.engine_whole_experts:
+        sizes["num_experts"] = (model.num_experts, 1)
+        sizes["moe_ffn_hidden_size * num_shared_experts"] = (
+            model.moe_ffn_hidden_size * model.num_shared_experts,
+            block,
+        )
+    else:
+        sizes["moe_ffn_hidden_size"] = (model.moe_ffn_hidden_size, block)
+    sizes["num_attention_heads * qk_head_dim"] = (heads * model.qk_head_dim, block)
+    sizes["num_attention_heads * v_head_dim"] = (heads * model.v_head_dim, block)
+    both = heads * (model.qk_nope_head_dim + model.v_head_dim)
+    return sizes | {"num_attention_heads * (qk_nope_head_dim + v_head_dim)": (both, block)}
+
+
 def routing_can_be_replayed(cfg: RunConfig) -> list[Problem]:
     rl = cfg.rl
     if not isinstance(cfg.stage, GrpoStage):
@@ -179,6 +231,7 @@ RULES = (
     vllm_settings_are_read,
     grpo_draws_from_all_tokens,
     fp8_engine_fits,
+    engine_ranks_fit,
     asynchrony_fits,
     routing_can_be_replayed,
 )

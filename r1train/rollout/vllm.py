@@ -1,53 +1,38 @@
 """Generation by vLLM inside this process (external launcher): it sleeps while the trainer works, without Ray.
 
-Each rank runs an engine of its own on its own GPU. The order of a rollout: wake up, push the weights if the policy is
-newer than the engine's, check their sums, generate, sleep. Its engine is stepped here, so that a watcher hears of every
-sample as it ends. vLLM is imported when the engine is chosen: it takes long,
-needs CUDA and is an extra of its own.
+Every rank, or every rollout.engine_tp consecutive ranks together, run an engine on their own GPUs. The order of a
+rollout: wake up, push the weights if the policy is newer than the engine's, check their sums, generate, sleep. The
+engine is stepped here, so that a watcher hears of every sample as it ends.
 """
 
 import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from r1train.config.schema import RunConfig
-from r1train.config.schema_model import ModelConfig
-from r1train.convert.hf_export_config import model_to_hf
 from r1train.data.prompts import Prompt
 from r1train.data.tokenizer import Tokenizer
+from r1train.dist.comm import raised_by_all
 from r1train.dist.init import export_ranks
-from r1train.errors import EnvironmentProblem, R1TrainError
-from r1train.log.atomic import write_atomically
+from r1train.errors import R1TrainError
 from r1train.model.gpt import R1Model
 from r1train.model.spec import PARAMS_DTYPE
-from r1train.rollout.checksum import Sums, value_sums
+from r1train.rollout.checksum import TensorSums, joined_sums, tensor_sums
 from r1train.rollout.engine import SamplingParams, Watcher
+from r1train.rollout.engine_ranks import Answer, Asked, EngineRanks, check_agreed
 from r1train.rollout.live import Job
 from r1train.rollout.push import CountedWeights, Named, buckets, check_sums, check_version, fp8_weights, full_weights
 from r1train.rollout.types import Group, Sample
+from r1train.rollout.vllm_answers import RoutesMissing, answer_of, sample_of
+from r1train.rollout.vllm_options import choose_attention, import_vllm, llm_arguments, request_fields, request_seed
 
-# vLLM reads these when it is imported: the engine in this process, and functions sent to the model.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
-# DeepGEMM would round the scales of FP8 blocks to powers of two: the engine would not hold what was sent.
-FP8_ENVIRONMENT = {"VLLM_USE_DEEP_GEMM": "0"}
-# Latent and rotary key of DeepSeek: vLLM's MLA kernels take no others, and it can compute ordinary attention instead.
-MLA_WIDTHS = (512, 64)
-_DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
-
-
-class RoutesMissing(R1TrainError):
-    """The engine does not know which experts computed a sample."""
-
-    exit_code = 1
+# Pipeline stages tell each other what ended after so many steps: a second's work, a few milliseconds to tell.
+STEPS_PER_EXCHANGE = 64
 
 
 class VllmEngine:
@@ -57,16 +42,15 @@ class VllmEngine:
     """
 
     def __init__(self, cfg: RunConfig, module: R1Model, tokenizer: Tokenizer, *, record_routes: bool = False):
-        """module: the training weights. A tokenizer whose eos_id is negative ends no response.
+        """module: the training weights. A tokenizer whose eos_id is negative ends no response. Collective.
 
         Raises EnvironmentProblem where vLLM is not installed.
         """
         self._cfg, self._module, self._tokenizer = cfg, module, tokenizer
         self._record_routes = record_routes and module.config.num_moe_experts is not None
-        self._dtype = PARAMS_DTYPE[cfg.optim.precision]
-        if isinstance(cfg.model, ModelConfig) and (cfg.model.kv_lora_rank, cfg.model.qk_rope_head_dim) != MLA_WIDTHS:
-            os.environ.setdefault("VLLM_MLA_DISABLE", "1")
+        choose_attention(cfg)
         self._vllm = import_vllm(fp8=cfg.rollout.fp8)
+        self._ranks = EngineRanks(cfg.rollout.engine_tp)
         self._llm: Any = None
         self._policy_version: int | None = None
         self.seconds = {"push": 0.0, "generate": 0.0}
@@ -74,24 +58,33 @@ class VllmEngine:
     def generate(
         self, prompts: list[Prompt], params: SamplingParams, *, policy_version: int, watcher: Watcher | None = None
     ) -> list[Group]:
-        """Samples of each prompt, in order. Collective, because weights come from all ranks."""
+        """Samples of each prompt, in order. Collective, because weights come from all ranks.
+
+        Raises PushFailed, RoutesMissing and EnginesParted on every rank, and sleeps then, too.
+        """
         self._wake()
-        started = time.perf_counter()
-        if self._policy_version != policy_version:
-            self.push(policy_version)
-        check_version(self._llm.apply_model(_version), policy_version)
-        pushed = time.perf_counter()
         n = params.samples_per_prompt
         jobs = [Job(place, index, prompt) for place, prompt in enumerate(prompts) for index in range(n)]
-        samples = self._draw(jobs, params, policy_version, watcher)
-        self.seconds = {"push": pushed - started, "generate": time.perf_counter() - pushed}
+        try:
+            started = time.perf_counter()
+            if self._policy_version != policy_version:
+                self.push(policy_version)
+            with raised_by_all():
+                check_version(self._llm.apply_model(_version), policy_version)
+            pushed = time.perf_counter()
+            samples = self._draw(jobs, params, policy_version, watcher)
+            self.seconds = {"push": pushed - started, "generate": time.perf_counter() - pushed}
+        except R1TrainError:
+            # Whoever saves the state now needs the memory.
+            self._llm.sleep(level=1)
+            raise
         self._llm.sleep(level=1)
         return [Group(prompt=prompt, samples=tuple(samples[k * n : k * n + n])) for k, prompt in enumerate(prompts)]
 
     def push(self, policy_version: int) -> None:
-        """Replace the engine's weights. Raises PushFailed unless it then holds exactly these."""
+        """Replace the engine's weights. Raises PushFailed, on every rank, unless it then holds exactly these."""
         model, rollout = self._cfg.model, self._cfg.rollout
-        plain = full_weights(self._module, model, dtype=self._dtype)
+        plain = full_weights(self._module, model, dtype=PARAMS_DTYPE[self._cfg.optim.precision])
         weights = CountedWeights(fp8_weights(plain, model) if rollout.fp8 else plain)
         if rollout.fp8:
             # vLLM makes other tensors of FP8 weights when it has loaded them; this does that again, too.
@@ -100,7 +93,9 @@ class VllmEngine:
             for bucket in buckets(weights, max_bytes=rollout.push_mib * 2**20):
                 self._llm.apply_model(lambda model, bucket=bucket: _load(model, bucket))
         (held,) = self._llm.apply_model(lambda model: _stamp(model, policy_version))
-        check_sums(held, weights.sums, policy_version=policy_version)
+        together = joined_sums(self._ranks.of_engine(held))
+        with raised_by_all():
+            check_sums(together, weights.sums, policy_version=policy_version)
         # What was cached was computed with the old weights.
         self._llm.reset_prefix_cache()
         self._policy_version = policy_version
@@ -112,41 +107,84 @@ class VllmEngine:
             self._llm.wake_up()
             return
         export_ranks()
+        arguments = llm_arguments(self._cfg, self._tokenizer, record_routes=self._record_routes)
         # Its start seeds this process.
         with self._random_numbers(self._cfg.seed):
-            self._llm = self._vllm.LLM(**self._arguments())
+            self._llm = self._vllm.LLM(**arguments)
 
     def _draw(
         self, jobs: list[Job], params: SamplingParams, policy_version: int, watcher: Watcher | None
     ) -> list[Sample]:
-        """The samples, in order; the watcher hears of each when it ends.
+        """The samples, in order; the watcher hears of each when it ends. Collective over the job.
 
-        A seed of its own per request where that costs nothing. vLLM's older runner (of DeepSeek-V3) draws such requests
-        one by one in every step; there one seed is for all that are asked together.
+        All ranks of an engine step it over the same requests with the same random numbers, other engines with others.
         """
-        if not jobs:
-            return []
-        engine = self._llm.llm_engine
-        each = bool(engine.vllm_config.use_v2_model_runner)
-        inputs = [{"prompt_token_ids": list(job.prompt.token_ids)} for job in jobs]
-        asked = [
-            self._request(params, request_seed(params, job.prompt.id, job.index) if each else None) for job in jobs
-        ]
-        samples: dict[str, Sample] = {}
-        with self._random_numbers(request_seed(params, "", 0)):
-            # vLLM's number of a request, without the characters that it puts behind a dash; outputs have the number.
-            numbers = [name.partition("-")[0] for name in self._llm.enqueue(inputs, asked, use_tqdm=False)]
-            job_of = dict(zip(numbers, jobs, strict=True))
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        job = job_of[output.request_id]
-                        samples[output.request_id] = sample = self._sample(output, job, policy_version)
-                        if watcher is not None:
-                            watcher.finished(job.place, job.prompt, sample)
+        samples: dict[int, Sample] = {}
+        missing: RoutesMissing | None = None
+        routed = self._module if self._record_routes else None
+        asked, drawn = self._ranks.asked(jobs), hashlib.sha256()
+        with self._random_numbers(request_seed(params, "", self._ranks.number)):
+            for answers in self._answers(self._steps(asked, params, drawn)):
+                for answer in answers:
+                    job = jobs[answer.number]
+                    try:
+                        sample = sample_of(
+                            answer, job, tokenizer=self._tokenizer, policy_version=policy_version, routed=routed
+                        )
+                    except RoutesMissing as error:
+                        # Other ranks wait for this one's part of the steps: it ends with all of them.
+                        missing = error
+                        continue
+                    samples[answer.number] = sample
+                    if watcher is not None:
+                        watcher.finished(job.place, job.prompt, sample)
                 if watcher is not None:
                     watcher.poll()
-        return [samples[number] for number in numbers]
+        parts = self._ranks.of_engine(drawn.hexdigest())
+        with raised_by_all():
+            check_agreed(parts)
+            if missing is not None:
+                raise missing
+        return [samples[number] for number in range(len(jobs))]
+
+    def _answers(self, steps: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
+        """This rank's answers as they end, whichever stage's engine drew them. Collective over the stages."""
+        place = self._ranks.place
+        if self._ranks.stages == 1:
+            for ended in steps:
+                yield [answer for answer in ended if answer.owner == place]
+            return
+        unfinished = True
+        while unfinished:
+            some = list(islice(steps, STEPS_PER_EXCHANGE))
+            mine = [answer for ended in some for answer in ended if answer.owner == place]
+            parts = self._ranks.of_stages((mine, len(some) == STEPS_PER_EXCHANGE))
+            unfinished = any(more for _, more in parts)
+            yield [answer for part, _ in parts for answer in part]
+
+    def _steps(self, asked: list[Asked], params: SamplingParams, drawn: "hashlib._Hash") -> Iterator[list[Answer]]:
+        """Steps the engine until nothing is left, and gives what ended in each step; drawn: gets every token.
+
+        A seed of its own per request where that costs nothing. vLLM's older runner (of DeepSeek-V3) draws such requests
+        one by one in every step; there one seed is for all that an engine is asked together.
+        """
+        if not asked:
+            return
+        engine, eos_id = self._llm.llm_engine, self._tokenizer.eos_id
+        each = bool(engine.vllm_config.use_v2_model_runner)
+        inputs, requests = [], []
+        for one in asked:
+            seed = request_seed(params, one.job.prompt.id, one.job.index) if each else None
+            inputs.append({"prompt_token_ids": list(one.job.prompt.token_ids)})
+            requests.append(self._vllm.SamplingParams(**request_fields(params, eos_id=eos_id, seed=seed)))
+        # vLLM's number of a request, without the characters that it puts behind a dash; outputs have the number.
+        numbers = [name.partition("-")[0] for name in self._llm.enqueue(inputs, requests, use_tqdm=False)]
+        asked_as = dict(zip(numbers, asked, strict=True))
+        while engine.has_unfinished_requests():
+            ended = [answer_of(output, asked_as[output.request_id]) for output in engine.step() if output.finished]
+            for answer in ended:
+                drawn.update(answer.tokens.tobytes())
+            yield ended
 
     @contextmanager
     def _random_numbers(self, seed: int) -> Iterator[None]:
@@ -156,135 +194,16 @@ class VllmEngine:
             torch.manual_seed(seed)
             yield
 
-    def _arguments(self) -> dict[str, Any]:
-        """Of vLLM's LLM. Weights are pushed, so it starts with any."""
-        rollout = self._cfg.rollout
-        options: dict[str, Any] = {"enable_return_routed_experts": True} if self._record_routes else {}
-        if not rollout.fp8:
-            # Its kernels take experts as they are loaded. FlashInfer's (Blackwell's default) want gate and up swapped,
-            # which vLLM does after its own loading, not after a push; no sum would see that.
-            options["moe_backend"] = "triton"
-        return {
-            "model": str(self._write_config()),
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,
-            "dtype": _DTYPE_NAMES[self._dtype],
-            "distributed_executor_backend": "external_launcher",
-            "tensor_parallel_size": 1,
-            "enable_sleep_mode": True,
-            "enable_prefix_caching": True,
-            "gpu_memory_utilization": rollout.gpu_memory_share,
-            "max_model_len": longest_sequence(self._cfg),
-            "max_num_seqs": rollout.batch_size,
-            "enforce_eager": not rollout.cuda_graphs,
-            # The tempered distribution, as the trainer computes it.
-            "logprobs_mode": "processed_logprobs",
-            "seed": self._cfg.seed,
-            **options,
-        }
-
-    def _write_config(self) -> Path:
-        """A folder with the config.json that vLLM asks for, one per rank."""
-        folder = self._cfg.run_dir / "engine" / f"rank_{torch.distributed.get_rank():05d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        fields = model_to_hf(self._cfg.model, dtype=_DTYPE_NAMES[self._dtype], fp8=self._cfg.rollout.fp8)
-        fields |= {"bos_token_id": self._tokenizer.bos_id, "eos_token_id": self._tokenizer.eos_id}
-        write_atomically(folder / "config.json", json.dumps(fields, indent=1) + "\n")
-        return folder
-
-    def _request(self, params: SamplingParams, seed: int | None) -> Any:
-        """vLLM's own random numbers, from the request's seed where it has one."""
-        eos_id = self._tokenizer.eos_id
-        return self._vllm.SamplingParams(
-            n=1,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            max_tokens=params.max_response_tokens,
-            seed=seed,
-            logprobs=0,
-            stop_token_ids=[eos_id] if eos_id >= 0 else [],
-            ignore_eos=eos_id < 0,
-            detokenize=False,
-        )
-
-    def _sample(self, output: Any, job: Job, version: int) -> Sample:
-        answer = output.outputs[0]
-        tokens = np.array(answer.token_ids, dtype=np.int64)
-        ended = bool(tokens[-1] == self._tokenizer.eos_id)
-        logprobs = [choices[token].logprob for choices, token in zip(answer.logprobs, answer.token_ids, strict=True)]
-        routes = self._stage_routes(answer.routed_experts, len(job.prompt.token_ids) + len(tokens) - 1)
-        return Sample(
-            prompt_id=job.prompt.id,
-            index=job.index,
-            tokens=tokens,
-            logprobs=np.array(logprobs, dtype=np.float32),
-            finish="eos" if ended else "length",
-            policy_version=version,
-            text=self._tokenizer.decode(tokens[: len(tokens) - int(ended)].tolist()),
-            routes=routes,
-        )
-
-    def _stage_routes(self, routes: np.ndarray | None, computed: int) -> np.ndarray | None:
-        """vLLM's [tokens, all layers, experts per token] -> those of this pipeline stage's expert layers."""
-        if not self._record_routes:
-            return None
-        assert routes is not None and routes.shape[1] == self._cfg.model.num_layers, "one row per decoder layer"
-        layers = [block.layer_number - 1 for block in self._module.decoder.layers if isinstance(block.mlp, MoELayer)]
-        found = routes[:computed, layers].astype(np.int16)
-        check_routes(found, computed)
-        return found
-
-
-def import_vllm(*, fp8: bool = False) -> Any:
-    """The vllm package, with what it reads from the environment set. Raises EnvironmentProblem where it is missing."""
-    wanted = ENVIRONMENT | (FP8_ENVIRONMENT if fp8 else {})
-    os.environ.update({key: os.environ.get(key, value) for key, value in wanted.items()})
-    if "PYTORCH_ALLOC_CONF" in os.environ:
-        # vLLM's sleep needs expandable segments off around its own memory, and looks for them under the older name.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", os.environ["PYTORCH_ALLOC_CONF"])
-    try:
-        import vllm  # noqa: PLC0415 - heavy and optional: imported when this engine is chosen
-    except ImportError as error:
-        fix = "Fix: pip install 'r1train[vllm]' on a machine with CUDA, or rollout.engine=native"
-        raise EnvironmentProblem(f"rollout.engine=vllm, but vllm cannot be imported ({error}). {fix}") from error
-    return vllm
-
-
-def request_seed(params: SamplingParams, prompt_id: str, index: int) -> int:
-    """63 bits that depend on (seed, name, prompt, index) only, as the native engine's noise does."""
-    text = json.dumps([params.seed, params.name, prompt_id, index])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def longest_sequence(cfg: RunConfig) -> int:
-    """Tokens of the longest prompt and response that a stage asks for, of rollouts or of evaluations."""
-    rollout, evaluation = cfg.rollout, cfg.eval
-    longest = rollout.max_prompt_tokens + max(rollout.max_response_tokens, evaluation.max_response_tokens)
-    for suite in evaluation.suites:
-        response = suite.max_response_tokens or evaluation.max_response_tokens
-        longest = max(longest, (suite.max_prompt_tokens or rollout.max_prompt_tokens) + response)
-    if evaluation.passkey is not None:
-        longest = max(longest, max(evaluation.passkey.lengths) + evaluation.passkey.max_response_tokens)
-    return min(longest, cfg.model.distinct_positions)
-
-
-def check_routes(routes: np.ndarray, computed: int) -> None:
-    """Raise RoutesMissing unless every computed token went to different experts: kernels that do not record give 0."""
-    ordered = np.sort(routes, axis=-1)
-    if len(routes) != computed or (ordered[..., 1:] == ordered[..., :-1]).any():
-        what = f"vLLM gave the experts of {len(routes)} of {computed} tokens, or the same expert twice for one"
-        raise RoutesMissing(f"{what}: its kernels here do not record them. Fix: rl.record_routing=false")
-
 
 def _load(model: torch.nn.Module, bucket: list[Named]) -> None:
     """Runs inside the engine: its loader joins, cuts and copies. For BF16 and FP32 that is all."""
     model.load_weights(iter(bucket))
 
 
-def _stamp(model: torch.nn.Module, policy_version: int) -> Sums:
-    """Runs inside the engine: note whose weights these are, and sum what is there."""
+def _stamp(model: torch.nn.Module, policy_version: int) -> TensorSums:
+    """Runs inside the engine: note whose weights these are, and sum what this rank has of it."""
     model.r1train_policy_version = policy_version
-    return value_sums(model.named_parameters())
+    return tensor_sums(model.named_parameters())
 
 
 def _version(model: torch.nn.Module) -> int | None:

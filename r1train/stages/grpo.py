@@ -13,7 +13,6 @@ from r1train.config.schema import RunConfig
 from r1train.dist.comm import of_rank
 from r1train.dist.init import is_rank0
 from r1train.dist.seed import stream
-from r1train.log.checkpoints import checkpoints
 from r1train.log.result import StageResult
 from r1train.reward.score import check_tasks
 from r1train.rl.advantage import group_advantages
@@ -31,9 +30,10 @@ from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.routing import flip_gauge, old_pass, reference_pass, replay_gauge, route_shape, update_pass
 from r1train.rl.statistics import rollout_statistics
 from r1train.rl.stops import GaugeStop, beyond_limits, remember_stop, still_stopped
+from r1train.stages.saving import save_unless_there, saved_at_failure
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine, check_evals, policy_evals
-from r1train.train.checkpoint import latest_checkpoint, load_weights, resume, save_checkpoint
+from r1train.train.checkpoint import latest_checkpoint, load_weights, resume
 from r1train.train.forward import forward_only
 from r1train.train.loop import StepLog, save_if_due
 from r1train.train.micro_batch import MicroBatch
@@ -78,7 +78,7 @@ def run(cfg: RunConfig) -> StageResult:
             while trainer.state.step < stage.steps:
                 started = time.monotonic()
                 trainer.state = with_late_start(cfg, trainer.state)
-                with at_rest():
+                with saved_at_failure(trainer, policy.extra_modules), at_rest():
                     rollout = order.take()
                     minibatches = minibatches_of(job, policy, rollout)
                 # Before the first update: what is saved here has not learned from a rollout that cannot be trusted.
@@ -241,8 +241,7 @@ def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]], *, learned: b
     if not lines:
         return
     step = trainer.state.step
-    if not any(folder.name == f"step_{step:08d}" for folder in checkpoints(cfg.run_dir)):
-        save_checkpoint(trainer, policy.extra_modules)
+    save_unless_there(trainer, policy.extra_modules)
     if learned and is_rank0():
         remember_stop(cfg.run_dir, gauges, cfg.rl.stop_if, step=step)
     fix = "Fix: find the cause (docs/rl.md), or raise the limit; starting the stage again continues from there"

@@ -16,6 +16,9 @@ DENSE = ("model=smollm2_135m",)
 V3 = ("model=bench_v3_slice",)
 FP8 = ("rollout.engine=vllm", "rollout.fp8=true", "rollout.cuda_graphs=false")
 VLLM = ("rollout.engine=vllm",)
+EIGHT = (*VLLM, "cluster=eight_gpus", "parallel=dp8", "optim=adamw_bf16")
+SIXES = ("parallel.world_size=12", "cluster.nodes=2", "cluster.processes_per_node=6")
+STAGES = ("parallel.pp=2", "parallel.pp_layout=Ett|tmL")
 REJECT = ("stage=reject", "stage.init_from=somewhere")
 KEY = "rollout.asynchrony"
 ONE_OFF = (f"{KEY}.mode=one-step-off",)
@@ -82,6 +85,29 @@ CASES = [
         "rollout.fp8",
         "does not divide hidden_size = 576",
     ),
+    ("vllm_settings_are_read", [*GRPO, "rollout.engine_tp=2"], "rollout.engine_tp", "does not read it"),
+    ("engine_ranks_fit", [*GRPO, *EIGHT, "rollout.engine_tp=3"], "rollout.engine_tp", "8 data-parallel ranks"),
+    # Two stages of four ranks: eight ranks are no part of one stage.
+    ("engine_ranks_fit", [*GRPO, *EIGHT, *STAGES, "rollout.engine_tp=8"], "rollout.engine_tp", "4 data-parallel ranks"),
+    (
+        "engine_ranks_fit",
+        [*GRPO, *EIGHT, *SIXES, "rollout.engine_tp=4"],
+        "rollout.engine_tp",
+        "nodes have 6 processes",
+    ),
+    ("engine_ranks_fit", [*GRPO, *EIGHT, "rollout.engine_tp=8"], "rollout.engine_tp", "num_attention_heads = 4"),
+    (
+        "engine_ranks_fit",
+        [*GRPO, *EIGHT, *DENSE, "rollout.engine_tp=2"],
+        "rollout.engine_tp",
+        "num_attention_heads = 9 over 2",
+    ),
+    (
+        "engine_ranks_fit",
+        [*GRPO, *CUDA, *VLLM, "rollout.engine_whole_experts=true"],
+        "rollout.engine_whole_experts",
+        "has all experts whole",
+    ),
     ("asynchrony_fits", [*GRPO, *ONE_OFF, f"{KEY}.new_tokens=10"], f"{KEY}.new_tokens", "does not read it"),
     ("asynchrony_fits", [*GRPO, f"{KEY}.in_flight=1.5"], f"{KEY}.in_flight", "does not read it"),
     ("asynchrony_fits", [*GRPO, f"{KEY}.mode=partial"], f"{KEY}.new_tokens", "rollout.max_response_tokens = 40"),
@@ -117,6 +143,10 @@ CASES = [
     ),
 ]
 GOOD = [
+    [*GRPO, *EIGHT, *V3, "rollout.engine_tp=8"],
+    [*GRPO, *EIGHT, *V3, *FP8, "rollout.engine_tp=8", "rollout.engine_whole_experts=true"],
+    [*GRPO, *EIGHT, *V3, "parallel.world_size=16", "cluster.nodes=2", "rollout.engine_tp=16"],
+    [*GRPO, *EIGHT, "rollout.engine_tp=4"],
     [*GRPO, *CUDA, *V3, *FP8],
     [*GRPO, *CUDA, *V3, *FP8, "optim.precision=fp8_blockwise"],
     [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=false"],
