@@ -255,6 +255,9 @@ def reward_weights_count(cfg: RunConfig) -> list[Problem]:
         for name, value in asdict(cfg.reward.code).items()
         if not isinstance(value, bool) and value <= 0
     ]
+    if cfg.reward.code.total_s < cfg.reward.code.time_s:
+        what = f"all tests of a sample get less time than time_s = {cfg.reward.code.time_s:g} gives one of them"
+        problems.append(Problem("reward.code.total_s", cfg.reward.code.total_s, what, "time_s or more"))
     if cfg.reward.grader_timeout_s <= 0:
         what = "a grader needs time to answer"
         problems.append(Problem("reward.grader_timeout_s", cfg.reward.grader_timeout_s, what, "seconds above 0"))

@@ -132,6 +132,7 @@ def _outcomes(group: Group, scores: Sequence[Score], places: Sequence[AnswerPlac
             response_tokens=len(sample.tokens),
             truncated=sample.truncated,
             error=score.error,
+            timed_out=score.timed_out,
         )
         for sample, score, answer in zip(group.samples, scores, answers, strict=True)
     ]

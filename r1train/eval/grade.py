@@ -158,8 +158,9 @@ def _judged(kind: SuiteKind, one: _Pending, grade: Grade) -> Judged:
             response_tokens=len(sample.tokens),
             truncated=sample.truncated,
             error=grade.error,
+            timed_out=grade.timed_out,
         ),
-        score=Score(float("nan") if grade.correct is None else grade.correct, parts, grade.error),
+        score=Score(float("nan") if grade.correct is None else grade.correct, parts, grade.error, grade.timed_out),
         answer=answer,
         followed=one.followed,
     )

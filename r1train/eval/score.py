@@ -17,7 +17,8 @@ Z_95 = 1.959963984540054
 class Outcome:
     """One graded sample of a problem. answer: its normal form, which votes (eval/extract.py), None where there is none.
 
-    error: why the grader gave no verdict; it counts as not correct and is reported in grader_errors.
+    error: why the grader gave no verdict; it counts as not correct and is reported in grader_errors. timed_out:
+    the grader was too slow on it; that is not correct either, and reported in grader_timeouts.
     """
 
     correct: bool
@@ -26,6 +27,7 @@ class Outcome:
     response_tokens: int
     truncated: bool
     error: str | None
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class EvalReport:
     truncated_share: float
     grader_errors: int
     correct_by_problem: dict[str, int]
+    grader_timeouts: int = 0
     details: dict[str, float] = field(default_factory=dict)
     checkpoint: str = ""
     key: str = ""
@@ -105,6 +108,7 @@ def make_report(
         mean_response_tokens=_mean([o.response_tokens for o in everything]),
         truncated_share=_mean([o.truncated for o in everything]),
         grader_errors=sum(o.error is not None for o in everything),
+        grader_timeouts=sum(o.timed_out for o in everything),
         correct_by_problem=correct,
         details=details or {},
         checkpoint=checkpoint,

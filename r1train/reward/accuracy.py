@@ -11,6 +11,7 @@ from typing import Any
 from r1train.config.schema_reward import CodeConfig
 from r1train.errors import DataError
 from r1train.reward.choice import choice_accuracy
+from r1train.reward.gym import MAY_HANG, OWN, READABLE, REFUSED, sorting_entry
 from r1train.reward.number import number_accuracy
 
 # Reference answers are numbers: decided by exact arithmetic alone.
@@ -31,7 +32,8 @@ Verifier = Callable[[str, dict[str, Any]], float]
 def verify(task: str, answer: str, entry: dict[str, Any]) -> float:
     """1.0 when `answer` solves the problem, else 0.0; for code, where the config says so, the share of passed tests.
 
-    task: one of the sets above, OPEN_TASKS apart, or a reasoning-gym data set; entry: {"question", "answer",
+    task: one of the sets above, OPEN_TASKS apart, or a reasoning-gym data set, of which some have verifiers of our own
+    (reward/gym.py: no answer is ever run outside the sandbox); entry: {"question", "answer",
     "metadata"}, for code also "code", the fields of CodeConfig.
     Raises DataError for an unknown task or a reference answer that does not suit it, and whatever the verifier raises.
     Runs as long as the verifier does: reward/grader.py puts a limit on it.
@@ -56,18 +58,35 @@ def verifier_of(task: str) -> Verifier:
         from r1train.reward.code import code_score  # noqa: PLC0415 - the sandbox is for tasks that need it
 
         return lambda answer, entry: code_score(answer, entry, CodeConfig(**entry["code"]))
+    if task in OWN:
+        own = OWN[task]
+        return lambda answer, entry: 1.0 if own(answer, entry) else 0.0
+    return _package_verifier(task)
+
+
+def _package_verifier(task: str) -> Verifier:
+    """The scorer that reasoning-gym has for a data set; what may reach it is in reward/gym.py."""
     # One data set cannot be imported alone: the package imports all of them (measured: 1 s either way).
     from reasoning_gym import get_score_answer_fn  # noqa: PLC0415 - start-up time, see above
 
     try:
+        if task in REFUSED:
+            raise ValueError(task)
         score_answer = get_score_answer_fn(task)
     except ValueError as error:
         known = sorted(OWN_TASKS)
         raise DataError(f"unknown task {task!r}. Fix: name a reasoning-gym data set or one of {known}") from error
-    # Some verifiers pay a little for a near miss; only a full solution is correct.
-    return lambda answer, entry: 1.0 if score_answer(answer, entry) == 1.0 else 0.0
+    readable = READABLE.get(task)
+
+    def accuracy(answer: str, entry: dict[str, Any]) -> float:
+        if readable is not None and not readable.fullmatch(answer.strip()):
+            return 0.0
+        # Some verifiers pay a little for a near miss; only a full solution is correct.
+        return 1.0 if score_answer(answer, sorting_entry(entry) if task == "number_sorting" else entry) == 1.0 else 0.0
+
+    return accuracy
 
 
 def needs_process(task: str) -> bool:
     """Whether the task's verifier may hang, so that it must run in a killable process."""
-    return task in MATH_TASKS or task in CODE_TASKS
+    return task in MATH_TASKS | CODE_TASKS | MAY_HANG

@@ -8,7 +8,10 @@ from r1train.reward.format import extract_answer, format_score
 
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_NUMBER = re.compile(r"[+-]?\$?\s?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\$?\s?\.[0-9]+")
+# A sign counts at the start of a number: not in ranges and dates (10-12, x-2) and not with a space behind it (7 - 5).
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]}])[+-](?!\s))?\$?\s?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+)
 
 
 def final_text(response: str) -> str | None:

@@ -1,5 +1,6 @@
 """Code answers: compiled and run against hidden tests in the sandbox; every comparison is made outside of it."""
 
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from r1train.config.schema_reward import CodeConfig
 from r1train.errors import DataError, EnvironmentProblem
+from r1train.reward.code_judge import Names, names_of
 from r1train.reward.isolation import compiler, compiler_views, library_views, python_views
 from r1train.reward.jail import Ended, Jail
 from r1train.reward.jail_job import FOLDER, PYTHON, Job, Limits
@@ -20,27 +22,34 @@ BINARY_BYTES = 33_554_432
 COMPILER_MEMORY_BYTES = 2**31
 NO_COMPILER = "this host has no g++ in /usr/bin or /bin, so C++ answers cannot be graded"
 
-_FENCE = re.compile(r"```[\w+]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"(?:^([ \t]+))?```[\w+#-]*[ \t]*\r?\n(.*?)```", re.DOTALL | re.MULTILINE)
 # exit() and quit() come from site, which -S leaves out.
 _RUN_PYTHON = (
     "import _sitebuiltins as s, builtins as b; b.exit = s.Quitter('exit', 'EOF'); b.quit = s.Quitter('quit', 'EOF'); "
     "del s, b; exec(compile(open('answer.py', encoding='utf-8').read(), 'answer.py', 'exec'))"
 )
 _HERE = Path(__file__).parent
+NO_NAMES = Names((), (), ())
 
 
 @dataclass(frozen=True)
 class Test:
-    """snippet: Python that calls functions of the answer and raises where they are wrong; else stdin -> stdout."""
+    """snippet: Python that calls functions of the answer and raises where they are wrong; else stdin -> stdout.
+
+    names: of a snippet, whose they are.
+    """
 
     stdin: str = ""
     stdout: str = ""
     snippet: str | None = None
+    names: Names = NO_NAMES
 
 
 @dataclass(frozen=True)
 class CodeTask:
-    """metadata of a prompt of task "code": {"code_language", "tests": [{"stdin", "stdout"} or {"snippet"}]}."""
+    """metadata of a prompt of task "code": {"code_language", "entry_point", "tests": [{"stdin", "stdout"} or
+    {"snippet"}]}.
+    """
 
     language: str
     tests: tuple[Test, ...]
@@ -90,14 +99,38 @@ def read_task(entry: dict[str, Any]) -> CodeTask:
             raise DataError(f"a test with the keys {sorted(row)}. Fix: stdin and stdout, or snippet alone, all text")
         if "snippet" in row and language != "python":
             raise DataError(f"a snippet tests Python, not {language}. Fix: stdin and stdout")
-        tests.append(Test(**row))
+        names = _names(row["snippet"], metadata.get("entry_point")) if "snippet" in row else NO_NAMES
+        tests.append(Test(**row, names=names))
     return CodeTask(language, tuple(tests))
 
 
+def _names(snippet: str, entry_point: object) -> Names:
+    """Whose the names of a snippet are. Raises DataError where no answer could pass it, whatever it is."""
+    if entry_point is not None and not isinstance(entry_point, str):
+        raise DataError(
+            f"metadata entry_point = {entry_point!r} is no name. Fix: the function that the answer must have"
+        )
+    try:
+        names = names_of(snippet, entry_point)
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"a snippet is no Python: {error}. Fix: correct it") from None
+    if names.unknown:
+        what = f"a snippet uses {', '.join(names.unknown)}, which it neither makes, imports nor calls"
+        raise DataError(f"{what}. Fix: write it into the snippet; constants of an answer cannot be read")
+    if not names.functions:
+        what = "a snippet calls no function that must be the answer's"
+        raise DataError(f"{what}. Fix: name it in metadata entry_point, or call it under assert")
+    return names
+
+
 def extract_code(answer: str) -> str:
-    """The last fenced block of an answer; all of it where there is none."""
+    """The last fenced block of an answer, all of it where there is none. A fence may be indented with its lines."""
     blocks = _FENCE.findall(answer)
-    return blocks[-1] if blocks else answer
+    if not blocks:
+        return answer
+    indent, code = blocks[-1]
+    lines = code.replace("\r\n", "\n").split("\n")
+    return "\n".join(line.removeprefix(indent) for line in lines)
 
 
 @cache
@@ -115,7 +148,7 @@ def same_output(given: bytes, expected: str) -> bool:
 
 def _passes(jail: Jail, test: Test, files: dict[str, bytes], limits: Limits) -> bool:
     if test.snippet is not None:
-        return _snippet_passes(jail, test.snippet, files, limits)
+        return _snippet_passes(jail, test, files, limits)
     if "answer" in files:
         job = Job((f"{FOLDER}/answer",), limits, library_views(), files, test.stdin.encode())
     else:
@@ -125,9 +158,11 @@ def _passes(jail: Jail, test: Test, files: dict[str, bytes], limits: Limits) -> 
     return ended.outcome == "ok" and same_output(ended.stdout, test.stdout)
 
 
-def _snippet_passes(jail: Jail, snippet: str, files: dict[str, bytes], limits: Limits) -> bool:
+def _snippet_passes(jail: Jail, test: Test, files: dict[str, bytes], limits: Limits) -> bool:
     scripts = {name: (_HERE / name).read_bytes() for name in ("code_judge.py", "code_answer.py")}
-    judge_files = {"code_judge.py": scripts["code_judge.py"], "test.py": snippet.encode()}
+    assert test.snippet is not None
+    names = json.dumps(test.names._asdict()).encode()
+    judge_files = {"code_judge.py": scripts["code_judge.py"], "test.py": test.snippet.encode(), "names.json": names}
     judge = Job((*PYTHON, f"{FOLDER}/code_judge.py"), limits, python_views(), judge_files)
     answer = Job((*PYTHON, f"{FOLDER}/code_answer.py"), limits, python_views(), {**scripts, **files})
     verdict, served = jail.run_pair(judge, answer)

@@ -1,35 +1,76 @@
 """Runs one test snippet in a sandbox of its own; what it calls runs in another (code_answer.py). Started by code.py.
 
-python -I -S code_judge.py: snippet in test.py beside it. Names that the snippet uses but does not make are functions of
-the answer: a call sends their name and arguments through stdout and takes the result from stdin, as plain data. So
+python -I -S code_judge.py: snippet in test.py beside it; whose its names are, in names.json (names_of). For a function
+of the answer, a call sends its name and arguments through stdout and takes the result from stdin, as plain data. So
 nothing that the answer does in its process (patching, exiting, an __eq__ that always agrees, printing) reaches the
 comparison. The verdict, the word pass on stderr, comes from this process alone.
 """
 
 import ast
 import builtins
+import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TextIO
 
 MAX_REPLY_CHARS = 16_000_000
+
+
+class Names(NamedTuple):
+    """What a snippet does not make itself. functions: of the answer; modules: standard ones that it does not
+    import; unknown: anything else, as constants of the answer, which nothing can stand for.
+    """
+
+    functions: tuple[str, ...]
+    modules: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def names_of(source: str, entry_point: str | None = None) -> Names:
+    """Whose the names of a snippet are. Raises SyntaxError for what is no Python.
+
+    Functions of the answer: the entry point, free names that are called or handed to a function that is not the
+    answer's (check(f), map(f, x)), and, without any of these, the only built-in name that is called under an assert
+    (assert sum(10, 15) == 6): where the answer has a function of such a name, it is the one that is tested.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    made, free = _made(nodes), free_names(source)
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    functions = free & called
+    if entry_point is not None and entry_point not in made:
+        functions |= {entry_point} & {node.id for node in nodes if isinstance(node, ast.Name)}
+    for node in calls:
+        if not (isinstance(node.func, ast.Name) and node.func.id in functions):
+            handed = [*node.args, *(keyword.value for keyword in node.keywords)]
+            functions |= {value.id for value in handed if isinstance(value, ast.Name)} & free
+    if not functions:
+        asserts = [inner for node in nodes if isinstance(node, ast.Assert) for inner in ast.walk(node)]
+        tested = {node.func.id for node in asserts if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        functions = tested - made if len(tested - made) == 1 else set()
+    bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    modules = (free & bases & set(sys.stdlib_module_names)) - functions
+    return Names(*(tuple(sorted(names)) for names in (functions, modules, free - functions - modules)))
 
 
 def free_names(source: str) -> set[str]:
     """Names that the snippet reads and neither makes itself nor finds among the built-in ones."""
     nodes = list(ast.walk(ast.parse(source)))
-    names = [node for node in nodes if isinstance(node, ast.Name)]
-    made = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - _made(nodes) - set(vars(builtins)) - {"__name__"}
+
+
+def _made(nodes: Sequence[ast.AST]) -> set[str]:
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             made |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ExceptHandler) and node.name:
             made.add(node.name)
-    return {node.id for node in names} - made - set(vars(builtins))
+    return made
 
 
 def encode(value: Any) -> Any:
@@ -83,10 +124,11 @@ def remote(name: str, requests: TextIO, replies: TextIO) -> Callable[..., Any]:
     return call
 
 
-def judge(source: str, requests: TextIO, replies: TextIO) -> None:
-    """Runs the snippet; raises what it raises."""
-    names: dict[str, Any] = {name: remote(name, requests, replies) for name in free_names(source)}
-    exec(compile(source, "test.py", "exec"), {"__name__": "test", **names})
+def judge(source: str, names: dict[str, list[str]], requests: TextIO, replies: TextIO) -> None:
+    """Runs the snippet; raises what it raises. names: functions and modules, as in Names."""
+    around: dict[str, Any] = {name: importlib.import_module(name) for name in names["modules"]}
+    around |= {name: remote(name, requests, replies) for name in names["functions"]}
+    exec(compile(source, "test.py", "exec"), {"__name__": "test", **around})
 
 
 def main() -> None:
@@ -95,8 +137,8 @@ def main() -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    with open("test.py", encoding="utf-8") as file:
-        judge(file.read(), requests, sys.stdin)
+    with open("test.py", encoding="utf-8") as file, open("names.json", encoding="utf-8") as names:
+        judge(file.read(), json.load(names), requests, sys.stdin)
     verdict.write("pass")  # whatever was raised, SystemExit included, does not come this far
     verdict.flush()
     os._exit(0)

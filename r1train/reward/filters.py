@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from r1train.config.schema_samples import FilterConfig
 from r1train.data.prompts import Prompt
-from r1train.reward.base import Score
 from r1train.reward.candidate import Candidate
 from r1train.reward.format import extract_thinking
 from r1train.reward.language import language_score
@@ -97,7 +96,7 @@ def reworded(one: Candidate, text: str, prompt: Prompt, *, repetition_words: int
         parts["language"] = language_score(prompt, text)
     if "repetition" in parts:
         parts["repetition"] = repetition(text, size=repetition_words)
-    return replace(one, text=text, score=Score(one.score.value, parts, one.score.error))
+    return replace(one, text=text, score=replace(one.score, parts=parts))
 
 
 CHOICES: dict[str, Callable[[Candidate], float]] = {

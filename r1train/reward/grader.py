@@ -1,23 +1,17 @@
 """Grades answers in killable worker processes, or in-process for verifiers that cannot hang."""
 
-import contextlib
-import json
-import os
 import selectors
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import r1train
-from r1train.dist.parent import child_environment
 from r1train.errors import ConfigError, DataError, EnvironmentProblem, Problem
 from r1train.reward.accuracy import needs_process, verify
+from r1train.reward.grader_process import GraderProcess, StrayMessage
 from r1train.reward.worker import grade_one
 
 # Start-up and the import of a verifier are not the answer's fault: they have their own, generous limit.
@@ -25,7 +19,6 @@ START_LIMIT_S = 120.0
 # How often a pool that has worked tries to start a grader again, a minute in all: the pause after a failure doubles.
 START_TRIES = 7
 START_PAUSE_S = 1.0
-PACKAGE_PARENT = Path(r1train.__file__).resolve().parents[1]
 WORKER_COMMAND = (sys.executable, "-m", "r1train.reward.worker")
 
 
@@ -44,55 +37,15 @@ class GradeItem:
 
 @dataclass(frozen=True)
 class Grade:
-    """correct: 1.0 or 0.0, None exactly when error says why there is no verdict."""
+    """correct: 1.0 or 0.0, for code a share; None exactly when error says why there is no verdict.
+
+    timed_out: the verifier had started and did not end in time, so correct is 0.0. Were it an error, which costs
+    nothing, an answer that hangs its grader would be better than a wrong one.
+    """
 
     correct: float | None
     error: str | None
-
-
-class _Worker:
-    """One grader process. It runs its own interpreter: no fork of a process with threads, no import of our main."""
-
-    def __init__(self, command: Sequence[str], timeout_s: float):
-        # The worker must find the same r1train, from whatever folder this process was started.
-        search_path = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment = {**child_environment(), **threads, "PYTHONPATH": search_path}
-        self.process = subprocess.Popen(
-            [*command, str(timeout_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.ready = False
-        self.started = False
-        self.item: int | None = None
-        self.timeout_s = self.limit_s = timeout_s
-        self.deadline = time.monotonic() + START_LIMIT_S
-        self.buffer = b""
-
-    def send(self, position: int, item: GradeItem) -> None:
-        """Hands over item number `position`; only to an idle worker, which is reading, so the write cannot block."""
-        self.limit_s = self.timeout_s if item.limit_s is None else item.limit_s
-        message = {"task": item.task, "answer": item.answer, "entry": item.entry, "limit_s": self.limit_s}
-        self.item, self.started = position, False
-        self.deadline = time.monotonic() + START_LIMIT_S
-        self.stdin.write(json.dumps(message).encode() + b"\n")
-        self.stdin.flush()
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Messages that have arrived; None when the process has closed its side, i.e. ended."""
-        data = os.read(self.stdout.fileno(), 65536)
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines] if data else None
-
-    def kill(self) -> int:
-        """Ends the process and returns its exit code."""
-        self.process.kill()
-        code = self.process.wait()
-        self.stdout.close()
-        with contextlib.suppress(BrokenPipeError):  # an item that it never read is still in the buffer
-            self.stdin.close()
-        return code
+    timed_out: bool = False
 
 
 class Grader:
@@ -107,7 +60,7 @@ class Grader:
         self.processes = processes
         self.timeout_s = timeout_s
         self._command = command
-        self._workers: list[_Worker] = []
+        self._workers: list[GraderProcess] = []
         self._items: list[GradeItem] = []
         self._todo: deque[int] = deque()
         self._grades: dict[int, Grade] = {}
@@ -140,7 +93,8 @@ class Grader:
     def collect(self) -> list[Grade]:
         """Waits for all items and returns their grades in the order of submission; the pool is empty again.
 
-        A hung or crashed grader is killed and replaced, its item gets an error. A crash costs its item an error only
+        A hung or crashed grader is killed and replaced; so is one that sends what no grader sends, which counts as a
+        crash. Hanging is wrong (Grade.timed_out), a crash is an error. A crash costs its item an error only
         when it happens twice: a grader that was killed from outside, as by the system when memory ran out, must not
         change what the run learns from. Where a pool that has worked is without graders and none starts, START_TRIES
         times, all that waits gets an error.
@@ -199,7 +153,7 @@ class Grader:
             if worker.ready and worker.item is None and self._todo:
                 position = self._todo.popleft()
                 try:
-                    worker.send(position, self._items[position])
+                    worker.send(position, vars(self._items[position]))
                 except BrokenPipeError:  # it died while idle: no item is to blame
                     self._todo.appendleft(position)
                     worker.item = None
@@ -208,7 +162,7 @@ class Grader:
     def _start(self) -> bool:
         """Starts one more grader; False where the host has no room for a process."""
         try:
-            self._workers.append(_Worker(self._command, self.timeout_s))
+            self._workers.append(GraderProcess(self._command, self.timeout_s, start_limit_s=START_LIMIT_S))
         except OSError as error:
             self._book_failed_start(f"{error}")
             return False
@@ -238,42 +192,63 @@ class Grader:
             pause = min((worker.deadline for worker in waiting), default=self._next_start) - time.monotonic()
             arrived = [key.data for key, _ in selector.select(max(pause, 0.0) if wait else 0.0)]
         for worker in arrived:
-            messages = worker.receive()
-            if messages is None and worker.ready and worker.item is not None and worker.item not in self._crashed:
-                self._crashed.add(worker.item)
-                self._todo.appendleft(worker.item)
-                self._discard(worker)
-            elif messages is None:
-                self._give_up(worker, "grader process ended with exit code {code}")
-            for message in messages or []:
-                self._book(worker, message)
+            try:
+                messages, reason = worker.receive(), "grader process ended with exit code {code}"
+                for message in messages or []:
+                    self._book(worker, message)
+            except StrayMessage as error:
+                messages, reason = None, f"grader process sent {error}"
+            if messages is None:
+                self._book_crash(worker, reason)
         for worker in waiting:
             if worker in self._workers and worker not in arrived and time.monotonic() >= worker.deadline:
-                limit = worker.limit_s if worker.started else START_LIMIT_S
-                self._give_up(worker, f"grader timed out after {limit:g} s")
+                grade = Grade(0.0, None, timed_out=True) if worker.started else None
+                self._give_up(worker, f"grader timed out after {worker.start_limit_s:g} s", grade)
 
-    def _book(self, worker: _Worker, message: dict[str, Any]) -> None:
-        if "ready" in message:
-            worker.ready = self._ever_ready = True
-            self._failed_starts, self._next_start = 0, 0.0
-        elif "started" in message:
-            worker.started = True
-            worker.deadline = time.monotonic() + worker.limit_s
-        elif "user_error" in message:
-            raise DataError(message["user_error"])
+    def _book(self, worker: GraderProcess, message: object) -> None:
+        """Raises StrayMessage for what is not of the worker's item, DataError for what stops the run."""
+        match message:
+            case {"ready": True} if not worker.ready:
+                worker.ready = self._ever_ready = True
+                self._failed_starts, self._next_start = 0, 0.0
+                return
+            case {"token": token, **rest} if worker.item is not None and token == worker.token:
+                pass
+            case _:
+                raise StrayMessage("a message that belongs to no item")
+        match rest:
+            case {"started": True} if not worker.started:
+                worker.started = True
+                worker.deadline = time.monotonic() + worker.limit_s
+            case {"user_error": str(what)}:
+                raise DataError(what)
+            case {"correct": float(value)} if worker.started and 0.0 <= value <= 1.0:
+                self._grades[worker.item] = Grade(value, None)
+                worker.item = None
+            case {"error": str(why)} if worker.started:
+                self._grades[worker.item] = Grade(None, why)
+                worker.item = None
+            case _:
+                raise StrayMessage("a message of an unknown form")
+
+    def _book_crash(self, worker: GraderProcess, reason: str) -> None:
+        """The item goes to another grader, once."""
+        if worker.ready and worker.item is not None and worker.item not in self._crashed:
+            self._crashed.add(worker.item)
+            self._todo.appendleft(worker.item)
+            self._discard(worker)
         else:
-            assert worker.item is not None, message
-            self._grades[worker.item] = Grade(message.get("correct"), message.get("error"))
-            worker.item = None
+            self._give_up(worker, reason)
 
-    def _give_up(self, worker: _Worker, reason: str) -> None:
+    def _give_up(self, worker: GraderProcess, reason: str, grade: Grade | None = None) -> None:
+        """Ends a worker; its item gets this grade, None: an error with this reason."""
         item = worker.item
         code = self._discard(worker)
         if not worker.ready:
             self._book_failed_start(reason.format(code=code))
         if item is not None:
-            self._grades[item] = Grade(None, reason.format(code=code))
+            self._grades[item] = grade or Grade(None, reason.format(code=code))
 
-    def _discard(self, worker: _Worker) -> int:
+    def _discard(self, worker: GraderProcess) -> int:
         self._workers.remove(worker)
         return worker.kill()

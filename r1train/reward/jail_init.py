@@ -156,7 +156,7 @@ def run_program(job: dict[str, Any], status: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         load_filter(base64.b64decode(job["filter"]))
         os.execve(job["command"][0], job["command"], job["environment"])
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a limit above the hard one that this process inherited
         send(status, {"setup_error": str(error)})
     os._exit(127)
 

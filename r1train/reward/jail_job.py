@@ -5,12 +5,14 @@ import fcntl
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from r1train.errors import EnvironmentProblem
 from r1train.reward.isolation import DEVICES, Backend, Views, first_user, python_program
 from r1train.reward.seccomp import filter_program
 
@@ -113,6 +115,11 @@ def start_command(job: Job, *, backend: Backend, status: int, handed: Sequence[i
 
 
 def _rlimits(limits: Limits, backend: Backend) -> dict[str, int]:
+    """Raises EnvironmentProblem for more memory than this process may give."""
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < limits.memory_bytes:
+        what = f"this process may use {allowed} bytes (ulimit -H -v), so a program cannot get {limits.memory_bytes}"
+        raise EnvironmentProblem(f"{what}. Fix: a smaller reward.code.memory_bytes, or a higher limit")
     table = {"AS": limits.memory_bytes, "FSIZE": limits.scratch_bytes, "NOFILE": 64, "CORE": 0, "MEMLOCK": 0}
     table |= {"MSGQUEUE": 0, "CPU": math.ceil(limits.cpu_s)}
     # Outside a name space of its own, the count would take in everything else that this user runs.

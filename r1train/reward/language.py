@@ -44,8 +44,9 @@ def language_score(prompt: Prompt, response: str) -> float:
     the policy to pad sums with words. A blank one has 0.0: leaving out the thinking must not earn what thinking earns.
     Words are runs of letters; LaTeX commands and single letters of an alphabet (variables) are none; in Chinese,
     Japanese and Thai each character is one. The target is prompt.metadata["language"] (ISO 639-1), else the question's
-    language, else, where the question does not tell (3 + 4 = ?), the language of most of the chain of thought. Raises
-    DataError for a language that is not in LANGUAGES.
+    language, else the language of most of the chain of thought: of its words in the question's script where that has
+    too few words to tell (Compute 3+4.), of all where it has none (3+4=?). Raises DataError for a language that is not
+    in LANGUAGES.
     """
     thinking = extract_thinking(response)
     if not thinking.strip():
@@ -56,8 +57,12 @@ def language_score(prompt: Prompt, response: str) -> float:
         return 1.0
     question = split_windows(prompt.question)
     target = _stated_language(prompt) or _most_words([w for w in question if w.language], "language")
+    candidates = windows
+    if target is None and question:
+        # Too few words to name a language still tell its script.
+        candidates = [w for w in windows if w.script in {q.script for q in question}]
     if target is None:
-        target = _most_words([w for w in windows if w.language], "language")
+        target = _most_words([w for w in candidates if w.language], "language")
     known = [w for w in windows if w.language is not None and w.language == target]
     scripts = {w.script for w in [*question, *known]} or {_most_words(windows, "script") or ""}
     same = sum(w.words for w in windows if (w.script in scripts if w.language is None else w.language == target))

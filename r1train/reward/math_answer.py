@@ -9,7 +9,8 @@ from r1train.reward.number import parse_number
 
 _CONFIG = (LatexExtractionConfig(),)
 # math-verify works a fraction of integers out while it reads; those that are numbers parse_number has read before.
-_UNDONE = re.compile(r"/|frac")
+# It also drops texts, so that a second number in one would be a hedge.
+_UNDONE = re.compile(r"/|frac|\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*[0-9]")
 
 
 def math_accuracy(answer: str, reference: str) -> float:

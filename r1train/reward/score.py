@@ -121,7 +121,9 @@ class Scorer:
             "language": self.cfg.language,
             "repetition": -self.cfg.repetition,
         }
-        return Score(sum(weights[name] * parts[name] for name in weights if name in parts), parts, None)
+        return Score(
+            sum(weights[name] * parts[name] for name in weights if name in parts), parts, None, verdict.timed_out
+        )
 
     def _item(self, prompt: Prompt, answer: str) -> GradeItem:
         entry: dict[str, object] = {"question": prompt.question, "answer": prompt.answer, "metadata": prompt.metadata}

@@ -1,9 +1,9 @@
 """A grader process: reads one item per line on stdin, answers on stdout (python -m r1train.reward.worker TIMEOUT_S).
 
 It imports the verifiers and nothing heavy of the project. Messages are JSON lines. Worker: {"ready": true} after
-start-up. Parent: {"task", "answer", "entry", "limit_s"}. Worker: {"started": true} once the task's verifier is
-imported, then {"correct": x} or {"error": text} or {"user_error": text}, the last for what stops the run (an unknown
-task).
+start-up. Parent: {"token", "task", "answer", "entry", "limit_s"}. Worker: {"started": true} once the task's verifier
+is imported, then {"correct": x} or {"error": text} or {"user_error": text}, the last for what stops the run (an unknown
+task); each with the item's token, without which the parent takes nothing.
 """
 
 import json
@@ -32,22 +32,26 @@ def serve(
     where the parent itself was killed, the kernel ends the worker (Linux), or the alarm does.
     """
     end_with_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    # The soft limit alone: programs in the sandbox, which may have a higher one, inherit the hard limit.
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     logging.disable(logging.ERROR)  # math-verify warns about the time-outs that this process replaces
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _send(channel, {"ready": True})
     for line in sys.stdin:
         item = json.loads(line)
+        token = {"token": item["token"]}
         try:
             prepare(item["task"])
             signal.setitimer(signal.ITIMER_REAL, 2 * (item.get("limit_s") or timeout_s) + 1)
-            _send(channel, {"started": True})
+            _send(channel, token | {"started": True})
             value, error = grade_one(grade, item["task"], item["answer"], item["entry"])
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(channel, {"correct": value} if error is None else {"error": error})
+            _send(channel, token | ({"correct": value} if error is None else {"error": error}))
         except R1TrainError as error:
-            _send(channel, {"user_error": str(error)})
+            _send(channel, token | {"user_error": str(error)})
 
 
 def grade_one(

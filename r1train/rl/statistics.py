@@ -24,6 +24,7 @@ class RolloutSums:
     reward: float = 0.0
     group_std: float = 0.0
     truncated: int = 0
+    timeouts: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     words: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
@@ -43,10 +44,10 @@ class RolloutSums:
 def rollout_statistics(groups: list[Group], scores: list[Score]) -> dict[str, float]:
     """Means over all samples of all data-parallel ranks. Collective.
 
-    reward and reward/<part>: over samples that could be graded; grader_errors: how many could not; response_tokens and
-    its quantiles, truncated_share, reflection_words (per response): over all samples. mixed_groups_share: groups whose
-    rewards differ, the ones that give a gradient; zero_std_groups_share: the others; group_reward_std: mean over
-    groups.
+    reward and reward/<part>: over samples that could be graded; grader_errors: how many could not; grader_timeouts: how
+    many are wrong since their verifier did not end in time; response_tokens and its quantiles, truncated_share,
+    reflection_words (per response): over all samples. mixed_groups_share: groups whose rewards differ, the ones that
+    give a gradient; zero_std_groups_share: the others; group_reward_std: mean over groups.
     """
     total = RolloutSums()
     for part in gather_objects(local_sums(groups, scores)):
@@ -65,6 +66,7 @@ def local_sums(groups: list[Group], scores: list[Score]) -> RolloutSums:
         sums.mixed_groups += len(set(rewards)) > 1
         # The std of equal rewards is 0 by rule: rounding of their mean would leave something else.
         sums.group_std += statistics.pstdev(rewards) if len(set(rewards)) > 1 else 0.0
+        sums.timeouts += sum(score.timed_out for score in of_group)
         for score in of_group:
             if score.error is None:
                 sums.add_parts(score.parts)
@@ -84,6 +86,7 @@ def as_gauges(total: RolloutSums) -> dict[str, float]:
         "reward": total.reward / graded,
         **{f"reward/{name}": total.parts.get(name, 0.0) / graded for name in names},
         "grader_errors": float(samples - total.graded),
+        "grader_timeouts": float(total.timeouts),
         "group_reward_std": total.group_std / groups,
         "mixed_groups_share": total.mixed_groups / groups,
         "zero_std_groups_share": 1.0 - total.mixed_groups / groups,

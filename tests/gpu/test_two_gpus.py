@@ -1,4 +1,4 @@
-"""A schedule on two GPUs with expert parallelism through the command line: rollouts, grades and evaluation over NCCL."""
+"""A schedule on two GPUs with expert parallelism: rollouts, grading and evaluation over NCCL, through the command line."""
 
 import json
 import subprocess

@@ -314,6 +314,7 @@ CASES = [
         "reward",
         "every weight of the reward is 0",
     ),
+    ("reward_weights_count", GRPO, ["reward.code.total_s=3"], "reward.code.total_s", "less time than time_s = 4 gives"),
 ]
 
 

@@ -8,16 +8,21 @@ from r1train.eval.score import Outcome, consensus, interval, make_report, pass_a
 from r1train.log.result import EvalSummary
 
 
-def outcome(correct, answer="1", *, formatted=True, tokens=10, truncated=False, error=None):
+def outcome(correct, answer="1", *, formatted=True, tokens=10, truncated=False, **fate):
     return Outcome(
-        correct=correct, formatted=formatted, answer=answer, response_tokens=tokens, truncated=truncated, error=error
+        correct=correct,
+        formatted=formatted,
+        answer=answer,
+        response_tokens=tokens,
+        truncated=truncated,
+        **({"error": None} | fate),
     )
 
 
-RIGHT, WRONG = outcome(True, "7"), outcome(False, "8")
+RIGHT, WRONG, SLOW = outcome(True, "7"), outcome(False, "8"), outcome(False, "8", timed_out=True)
 LOST = outcome(False, None, formatted=False, tokens=30, truncated=True)
-HUNG = outcome(False, "9", tokens=6, error="grader timed out after 5 s")
-PROBLEMS = {"a": [RIGHT] * 4, "b": [RIGHT, RIGHT, WRONG, LOST], "c": [WRONG, WRONG, RIGHT, HUNG], "d": [LOST] * 4}
+HUNG = outcome(False, "9", tokens=6, error="grader process ended with exit code 7")
+PROBLEMS = {"a": [RIGHT] * 4, "b": [RIGHT, RIGHT, WRONG, LOST], "c": [WRONG, SLOW, RIGHT, HUNG], "d": [LOST] * 4}
 
 
 def test_report_by_hand(tmp_path):
@@ -32,7 +37,7 @@ def test_report_by_hand(tmp_path):
     # 7 right, 3 wrong, 1 hung, 5 lost.
     assert report.mean_response_tokens == (7 * 10 + 3 * 10 + 6 + 5 * 30) / 16
     assert report.truncated_share == 5 / 16
-    assert report.grader_errors == 1
+    assert (report.grader_errors, report.grader_timeouts) == (1, 1)
     assert report.correct_by_problem == {"a": 4, "b": 2, "c": 1, "d": 0}
     path = write_report(tmp_path / "eval", report)
     assert path == tmp_path / "eval" / "sums.json"

@@ -51,6 +51,19 @@ NOT_IT = [
         ("-1/2", Fraction(-1, 2)),
         ("\\frac{3}{4}", Fraction(3, 4)),
         ("-\\dfrac34", Fraction(-3, 4)),
+        ("\\frac{-3}{4}", Fraction(-3, 4)),
+        ("\\frac{1}{-2}", Fraction(-1, 2)),
+        ("-\\frac{-1}{-2}", Fraction(-1, 2)),
+        ("\\left(\\frac{3}{4}\\right)", Fraction(3, 4)),
+        ("\\frac{3}{4}\\text{ cups}", Fraction(3, 4)),
+        ("12\\,\\mathrm{cm}^2", Fraction(12)),
+        ("45^\\circ", Fraction(45)),
+        ("45\u00b0", Fraction(45)),
+        ("\\theta = \\frac{3}{4}", Fraction(3, 4)),
+        ("x_{12} = -1/2", Fraction(-1, 2)),
+        ("1\\,000", Fraction(1000)),
+        ("1{,}000{,}000", Fraction(1_000_000)),
+        ("1,\\!000", Fraction(1000)),
     ],
 )
 def test_parse_number_reads(text, value):
@@ -60,7 +73,16 @@ def test_parse_number_reads(text, value):
 @pytest.mark.parametrize(
     "text",
     [*HEDGES, *UNDONE, "not 72", "7 2", "", "nan", "1e3", "1,07", "10,72", "1_000", "\u0667\u0662", "2/4", "4/1", "1/0"]
-    + ["--72", "72 clips", "1" * 101, "$", ".", "-", "x=", "\\frac{1}{2}{3}", "50%%"],
+    + ["--72", "72 clips", "1" * 101, "$", ".", "-", "x=", "\\frac{1}{2}{3}", "50%%"]
+    + [
+        "72\\text{ or 73}",
+        "72\\text{ or }73",
+        "\\frac{-144}{2}",
+        "\\left(1,2\\right)",
+        "1\\,00",
+        "x_1",
+        "\\frac{3}{--4}",
+    ],
 )
 def test_parse_number_refuses(text):
     assert parse_number(text) is None
@@ -95,7 +117,26 @@ def test_math_right_number(answer):
     assert math_accuracy(answer, "72") == 1.0
 
 
-@pytest.mark.parametrize("answer", [*HEDGES, *UNDONE, *NOT_IT])
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("\\frac{-3}{4}", "-\\frac{3}{4}"),
+        ("\\frac{1}{-2}", "-\\frac{1}{2}"),
+        ("\\left(\\frac{3}{4}\\right)", "\\frac{3}{4}"),
+        ("\\frac{3}{4}\\text{ cups}", "\\frac{3}{4}"),
+        ("\\theta = \\frac{3}{4}", "\\frac{3}{4}"),
+        ("x_1 = \\frac{3}{4}", "\\frac{3}{4}"),
+        ("5/2 \\text{ units}", "2.5"),
+        ("1\\,000", "1000"),
+        ("1{,}000", "1000"),
+    ],
+)
+def test_math_right_fraction(answer, reference):
+    assert math_accuracy(answer, reference) == 1.0
+    assert math_accuracy(answer, "7") == 0.0
+
+
+@pytest.mark.parametrize("answer", [*HEDGES, *UNDONE, *NOT_IT, "72\\text{ or 73}", "\\left(\\frac{144}{2}\\right)"])
 def test_math_wrong_number(answer):
     assert math_accuracy(answer, "72") == 0.0
 

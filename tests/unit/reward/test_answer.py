@@ -6,13 +6,36 @@ import pytest
 
 from r1train.config.schema_rl import RewardConfig
 from r1train.data.prompts import Prompt
-from r1train.reward.answer import find_answer, format_part, last_hashes
+from r1train.reward.answer import find_answer, format_part, last_hashes, last_number
 from r1train.reward.score import Scorer
 
 TAGS = "<think>a</think><answer>7</answer>"
 CONFIG = RewardConfig(
     name="t", accuracy=1.0, format=0.25, language=0.0, grader_timeout_s=5.0, grader_processes=0, answer_from=("tags",)
 )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("between 10-12", "12"),
+        ("3-5", "5"),
+        ("x-2", "2"),
+        ("on 2024-01-15", "15"),
+        ("7 - 5", "5"),
+        ("(1)-3", "3"),
+        ("- 5", "5"),
+        ("it is -5.", "-5"),
+        ("x=-5", "-5"),
+        ("(-0.5)", "-0.5"),
+        ("-$1,072.50", "-1072.50"),
+        ("costs $3", "3"),
+        ("-.5", "-.5"),
+        ("none", None),
+    ],
+)
+def test_the_sign_of_a_last_number(text, number):
+    assert last_number(text) == number
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import pytest
 
 from r1train.config.schema_reward import CodeConfig
 from r1train.errors import DataError, EnvironmentProblem
-from r1train.reward import code, code_judge
+from r1train.reward import code, code_judge, jail_job
 from r1train.reward.code import code_score, extract_code, read_task, same_output
-from r1train.reward.isolation import Isolation, choose, compiler, require_isolation
+from r1train.reward.grader import Grade, GradeItem, Grader
+from r1train.reward.isolation import Isolation, Views, choose, compiler, require_isolation
 from r1train.reward.jail import probe
+from r1train.reward.jail_job import Job, Limits
 
 isolated = pytest.mark.skipif(probe().backend == "none", reason=f"no isolation on this host: {probe().note}")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no g++")
@@ -138,6 +140,19 @@ def test_same_output(given, expected, same):
     assert same_output(given, expected) is same
 
 
+@pytest.mark.parametrize(
+    ("answer", "code_of"),
+    [
+        ("```python \nprint(1)\n```", "print(1)\n"),
+        ("```python\r\nif a:\r\n    b()\r\n```\r\n", "if a:\n    b()\n"),
+        ("1. So:\n   ```python\n   if a:\n       b()\n\n   c()\n   ```\n", "if a:\n    b()\n\nc()\n"),
+        ("```\n    return 1\n```", "    return 1\n"),  # a bare body keeps its own
+    ],
+)
+def test_fences_with_spaces_and_carriage_returns(answer, code_of):
+    assert extract_code(answer) == code_of
+
+
 def test_the_last_fenced_block_is_the_code():
     assert extract_code("```\na\n``` or ```python\nb\n```") == "b\n"
     assert extract_code("a = 1") == "a = 1"
@@ -146,6 +161,70 @@ def test_the_last_fenced_block_is_the_code():
 def test_free_names_are_the_functions_of_the_answer():
     source = "import math\nx = f(1)\ndef check(c, *, d):\n  for i in c(x): assert math.sqrt(i) == g(d)\nlen(x)\n"
     assert code_judge.free_names(source) == {"f", "g"}
+
+
+@pytest.mark.parametrize(
+    ("snippet", "entry_point", "functions", "modules"),
+    [
+        ("assert sum(10, 15) == 6", None, ["sum"], []),
+        ("assert sum(10, 15) == 6", "sum", ["sum"], []),
+        ("assert set(f(3)) == {1}", None, ["f"], []),
+        ("assert abs(area(2) - 4 * math.pi) < 1e-6", None, ["area"], ["math"]),
+        ("import math\nassert area(2) == math.pi", None, ["area"], []),
+        ("def check(candidate):\n assert candidate(1) == help(2)\ncheck(max)", "max", ["max"], []),
+        ("def check(candidate):\n assert candidate(encode(1)) == 2\ncheck(div)", None, ["div", "encode"], []),
+        ("assert list(map(f, [1])) == [2]", None, ["f"], []),
+        ("assert sorted([1], key=f) == [1]", None, ["f"], []),
+        ("if __name__ == 'test':\n assert f(1)", None, ["f"], []),
+    ],
+)
+def test_whose_the_names_of_a_snippet_are(snippet, entry_point, functions, modules):
+    found = code_judge.names_of(snippet, entry_point)
+    assert (list(found.functions), list(found.modules), found.unknown) == (functions, modules, ())
+
+
+@isolated
+def test_functions_named_like_built_in_ones_modules_and_the_entry_point():
+    answer = "import math\ndef sum(a, b): return 6 if 10 <= a + b <= 25 else a + b\ndef area(r): return math.pi * r * r"
+    assert score(answer, [{"snippet": "assert sum(10, 15) == 6"}]) == 1.0
+    assert score(answer.replace("sum", "total"), [{"snippet": "assert sum(10, 15) == 6"}]) == 0.0
+    assert score(answer, [{"snippet": "assert abs(area(2) - 4 * math.pi) < 1e-9"}]) == 1.0
+    check = [{"snippet": "def check(candidate):\n assert candidate(10, 15) == 6\ncheck(sum)"}]
+    assert code_score(answer, {"metadata": {"tests": check, "entry_point": "sum"}}, CFG) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("snippet", "entry_point", "message"),
+    [
+        ("assert 1 == 1", None, "calls no function that must be the answer's"),
+        ("assert len(sum(1, 2)) == 1", None, "calls no function that must be the answer's"),  # which of the two?
+        ("x = 3", "f", "calls no function that must be the answer's"),
+        ("assert f(1) == LIMIT", None, "uses LIMIT, which it neither makes, imports nor calls"),
+        ("assert f(1) ==", None, "is no Python"),
+        ("assert f(1)", 3, "entry_point = 3 is no name"),
+    ],
+)
+def test_snippets_that_no_answer_could_pass_are_refused(snippet, entry_point, message):
+    with pytest.raises(DataError, match=message):
+        read_task({"metadata": {"tests": [{"snippet": snippet}], "entry_point": entry_point}})
+
+
+@isolated
+@pytest.mark.parametrize("gib", [5, 8])
+def test_more_memory_than_the_grader_itself_may_use(gib):
+    """The limit of the grader's own process must not be that of the programs it starts."""
+    cfg = vars(CodeConfig(memory_bytes=gib * 2**30))
+    entry = {"question": "", "answer": "", "metadata": {"tests": SUMS[:1]}, "code": cfg}
+    with Grader(processes=1, timeout_s=5.0) as grader:
+        grades = grader.grade([GradeItem("code", text, entry, limit_s=60.0) for text in ("print(3)", "print(4)")])
+    assert grades == [Grade(1.0, None), Grade(0.0, None)]
+
+
+def test_less_memory_than_asked_for_is_said(monkeypatch):
+    monkeypatch.setattr(jail_job.resource, "getrlimit", lambda _: (2**30, 2**31))
+    limits = Limits(cpu_s=1.0, wall_s=1.0, memory_bytes=2**32, scratch_bytes=1, output_bytes=1, processes=1)
+    with pytest.raises(EnvironmentProblem, match=r"may use 2147483648 bytes .* cannot get 4294967296"):
+        jail_job.files_to_hand_over(Job(("/x",), limits, Views((), {})), backend="namespaces", base="/proc")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from r1train.errors import ConfigError, DataError, EnvironmentProblem
 from r1train.reward import grader as grader_module
-from r1train.reward.grader import PACKAGE_PARENT, Grade, GradeItem, Grader
+from r1train.reward.grader import Grade, GradeItem, Grader
+from r1train.reward.grader_process import PACKAGE_PARENT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
 HOSTILE_WORKER = """
@@ -32,6 +33,10 @@ def grade(task, answer, entry):
         raise ValueError("bad verifier")
     if task == "print":
         print('{"correct": 1.0}', flush=True)
+    if task == "write":
+        # Whatever a verifier is made to run finds the channel: the lowest descriptors are tried by real attacks.
+        os.write(CHANNEL, entry["bytes"].encode("latin-1"))
+        time.sleep(entry.get("pause", 0.0))
     if task == "memory":
         bytearray(64 * 2**30)
     return 1.0 if answer == entry["answer"] else 0.0
@@ -40,6 +45,7 @@ def prepare(task):
     if task == "unknown":
         raise DataError("unknown task 'unknown'")
 
+CHANNEL = os.dup(1)
 serve(grade, prepare=prepare, timeout_s=float(sys.argv[1]))
 """
 
@@ -63,7 +69,7 @@ def test_hang_crash_and_exception_cost_only_their_own_items(command):
         again = grader.grade([item("x"), item("x", "2"), item("x")])
     assert grades == [
         Grade(1.0, None),
-        Grade(None, "grader timed out after 1 s"),
+        Grade(0.0, None, timed_out=True),
         Grade(0.0, None),
         Grade(None, "grader process ended with exit code 7"),
         Grade(None, "ValueError: bad verifier"),
@@ -77,6 +83,40 @@ def test_hang_crash_and_exception_cost_only_their_own_items(command):
 def test_printing_cannot_forge_a_verdict(command):
     with Grader(processes=1, timeout_s=5.0, command=command) as grader:
         assert grader.grade([item("print", "2"), item("print", "1")]) == [Grade(0.0, None), Grade(1.0, None)]
+
+
+STRAY = {
+    "a forged verdict": b'{"correct": 1.0}\n',
+    "a forged verdict with a token": b'{"token": "0", "correct": 1.0}\n',
+    "a forged end of the run": b'{"user_error": "unknown task"}\n',
+    "a second start": b'{"ready": true}\n',
+    "no JSON": b"hello\n",
+    "no text": b"\xff\xfe\n",
+    "no object": b"[1]\n3\n",
+    "depth": b"[" * 100_000 + b"\n",
+    "no end": b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_stray_message_costs_its_item_an_error_and_no_more(command, name):
+    """Neither a forged verdict nor the end of the run: the worker is replaced, the next item is graded."""
+    entry = {"answer": "1", "bytes": STRAY[name].decode("latin-1"), "pause": 0.5}
+    with Grader(processes=1, timeout_s=20.0, command=command) as grader:
+        grades = grader.grade([item("x"), GradeItem("write", "2", entry), item("x", "2"), item("x")])
+    assert [grades[0], *grades[2:]] == [Grade(1.0, None), Grade(0.0, None), Grade(1.0, None)]
+    assert grades[1].correct is None and grades[1].error.startswith("grader process sent ")
+
+
+def test_a_message_from_an_idle_grader_ends_that_grader_alone(command):
+    """A late verdict is found when the next item was handed over, which is not to blame: another grader takes it."""
+    late = {"answer": "1", "bytes": ""}
+    with Grader(processes=1, timeout_s=20.0, command=command) as grader:
+        assert grader.grade([GradeItem("write", "1", late)]) == [Grade(1.0, None)]
+        worker = grader._workers[0]
+        worker.buffer = b'{"token": "' + worker.token.encode() + b'", "correct": 1.0}\n'  # late, for the item before
+        assert grader.grade([item("x", "2"), item("x")]) == [Grade(0.0, None), Grade(1.0, None)]
+        assert worker not in grader._workers
 
 
 def test_user_errors_stop_the_run_and_the_grader_recovers(command):
@@ -175,14 +215,14 @@ def test_a_host_without_room_for_a_process(command, monkeypatch):
     monkeypatch.setattr(grader_module, "START_PAUSE_S", 0.001)
     monkeypatch.setattr(grader_module, "START_TRIES", 3)
 
-    def no_room(*_):
+    def no_room(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with Grader(processes=1, timeout_s=5.0, command=command) as grader:
         grader.grade([item("x")])
         without_workers(grader)
         with monkeypatch.context() as full:
-            full.setattr(grader_module, "_Worker", no_room)
+            full.setattr(grader_module, "GraderProcess", no_room)
             (grade,) = grader.grade([item("x")])
         assert grade.correct is None and "Resource temporarily unavailable" in grade.error
         assert grader.grade([item("x")]) == [Grade(1.0, None)]
@@ -191,7 +231,7 @@ def test_a_host_without_room_for_a_process(command, monkeypatch):
 def test_worker_ends_by_itself_when_its_parent_was_killed(command):
     """A worker that hangs in a verifier has nobody left to kill it: its alarm does (after 2 * 0.2 + 1 s)."""
     worker = subprocess.Popen([*command, "0.2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
-    worker.stdin.write(b'{"task": "hang", "answer": "", "entry": {}}\n')
+    worker.stdin.write(b'{"token": "t", "task": "hang", "answer": "", "entry": {}}\n')
     worker.stdin.flush()
     assert worker.wait(timeout=30) == -14
     worker.stdin.close()

@@ -60,6 +60,16 @@ def test_unknown_stated_language_is_an_error():
         score(ENGLISH, metadata={"language": "tlh"})
 
 
+def test_a_question_too_short_for_a_language_still_tells_its_script():
+    assert score(CHINESE, question="Compute 3+4.") == 0.0
+    assert score(CHINESE[:2], question="Compute 3+4.") == 0.0
+    assert score(ENGLISH, question="Compute 3+4.") == 1.0
+    assert score("ok so 42", question="Compute 3+4.") == 1.0
+    assert score(f"{ENGLISH} {CHINESE}{CHINESE}", question="Compute 3+4.") == pytest.approx(11 / 31, abs=1e-12)
+    assert score(ENGLISH, question="\u8ba1\u7b97 3+4") == 0.0
+    assert score(CHINESE, question="\u8ba1\u7b97 3+4") == 1.0
+
+
 def test_question_without_words_asks_for_one_language():
     assert score(ENGLISH, question="12+30=") == 1.0
     assert score(GERMAN, question="12+30=") == 1.0

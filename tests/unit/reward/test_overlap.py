@@ -1,7 +1,6 @@
 """Scoring while responses still come: same results as at once, in any order, with hangs, crashes and code."""
 
 import dataclasses
-import math
 import random
 import time
 
@@ -37,8 +36,8 @@ def test_any_order_gives_the_scores_of_one_call():
         scores = scorer.collect()
         assert scorer.collect() == {}
     values = [score.value for score in at_once]
-    assert values[:2] + values[3:] == [1.5, 0.5, 1.5, 0.5, 1.5, 0.0]
-    assert math.isnan(values[2]) and at_once[2].error == "grader timed out after 8 s"
+    assert values == [1.5, 0.5, 0.5, 1.5, 0.5, 1.5, 0.0]  # hanging the grader is worth what a wrong answer is
+    assert [score.timed_out for score in at_once] == [False, False, True, False, False, False, False]
     assert sorted(scores) == list(range(len(pairs)))
     assert [scores[key].to_row() for key in range(len(pairs))] == [score.to_row() for score in at_once]
 

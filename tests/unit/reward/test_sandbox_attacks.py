@@ -14,7 +14,8 @@ import pytest
 
 from r1train.config.schema_reward import CodeConfig
 from r1train.reward.code import code_score
-from r1train.reward.grader import PACKAGE_PARENT, Grade, GradeItem, Grader
+from r1train.reward.grader import Grade, GradeItem, Grader
+from r1train.reward.grader_process import PACKAGE_PARENT
 from r1train.reward.isolation import python_views
 from r1train.reward.jail import Jail, probe, process_tree
 from r1train.reward.jail_job import PYTHON, Job, Limits

@@ -94,7 +94,7 @@ def rollout_gauges() -> dict[str, float]:
     mixed = Group(prompt=prompt, samples=(sample(4, text="wait, wait"), sample(8, finish="length")))
     equal = Group(prompt=prompt, samples=tuple(sample(n, text="but") for n in (2, 6, 10)))
     total = RolloutSums()
-    total.add(local_sums([mixed], [good(0.0, 0.0), good(2.0, 1.0)]))
+    total.add(local_sums([mixed], [replace(good(0.0, 0.0), timed_out=True), good(2.0, 1.0)]))
     total.add(local_sums([equal], [good(1.0, 1.0), good(1.0, 1.0), Score(float("nan"), {"format": 1.0}, "crash")]))
     return as_gauges(total)
 
@@ -115,6 +115,7 @@ def test_rollout_gauges_by_hand():
             "reward/language": 0.0,
             "reward/overlong": -0.5,
             "grader_errors": 1.0,
+            "grader_timeouts": 1.0,
             "group_reward_std": 0.5,  # 1.0 and 0.0
             "mixed_groups_share": 0.5,
             "zero_std_groups_share": 0.5,
