@@ -85,6 +85,7 @@ def forward_backward(
         return objective.forward(run, batch), loss_closure
 
     batches, _ = _on_this_rank(batches)
+    take_mtp_loss()  # of a forward that no step belonged to
     return run_schedule(model, batches, step_fn=step_fn, forward_only=False)
 
 

@@ -1,4 +1,4 @@
-"""A schedule on two GPUs with expert parallelism: rollouts, grading and evaluation over NCCL, through the command line."""
+"""A schedule on two GPUs with expert parallelism, by the command line: rollouts, grading, evaluation over NCCL."""
 
 import json
 import subprocess
