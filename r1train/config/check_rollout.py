@@ -5,6 +5,7 @@ from dataclasses import fields
 from r1train.config.schema import GrpoStage, RunConfig
 from r1train.config.schema_model import FP8_BLOCK, DenseModelConfig, ModelConfig
 from r1train.config.schema_rl import RolloutConfig
+from r1train.config.widths import matrix_widths
 from r1train.errors import Problem
 
 # Keys of rollout that the native engine does not read.
@@ -109,23 +110,13 @@ def fp8_engine_fits(cfg: RunConfig) -> list[Problem]:
     if rollout.cuda_graphs:
         what = "vLLM's CUDA graphs would go on with what it made of the weights that were loaded first"
         problems.append(Problem(key, True, what, "rollout.cuda_graphs=false"))
-    ragged = {name: size for name, size in _fp8_widths(cfg.model).items() if size % FP8_BLOCK}
+    widths = [one for one in matrix_widths(cfg.model, mtp=False) if one.in_engine and one.ends_block]
+    ragged = {one.name: one.size for one in widths if one.size % FP8_BLOCK}
     if ragged:
         name = next(iter(ragged))
         what = f"vLLM's FP8 blocks are of {FP8_BLOCK}, which does not divide {name} = {ragged[name]}"
         problems.append(Problem(key, True, what, f"false, or a model whose {', '.join(ragged)} are multiples"))
     return problems
-
-
-def _fp8_widths(model: ModelConfig | DenseModelConfig) -> dict[str, int]:
-    """What the FP8 matrices read, and where matrices are joined, write."""
-    widths = {"hidden_size": model.hidden_size, "ffn_hidden_size": model.ffn_hidden_size}
-    if isinstance(model, ModelConfig):
-        widths |= {"moe_ffn_hidden_size": model.moe_ffn_hidden_size, "kv_lora_rank": model.kv_lora_rank}
-        widths |= {"num_attention_heads * v_head_dim": model.num_attention_heads * model.v_head_dim}
-        return widths | ({} if model.q_lora_rank is None else {"q_lora_rank": model.q_lora_rank})
-    heads, groups = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    return widths | {"num_attention_heads * head_dim": heads, "num_key_value_heads * head_dim": groups}
 
 
 def engine_ranks_fit(cfg: RunConfig) -> list[Problem]:
@@ -156,27 +147,17 @@ def engine_ranks_fit(cfg: RunConfig) -> list[Problem]:
 def _cut_sizes(cfg: RunConfig) -> dict[str, tuple[int, int]]:
     """What vLLM cuts over the ranks of an engine: name -> (size, what every cut is a multiple of)."""
     model, block = cfg.model, FP8_BLOCK if cfg.rollout.fp8 else 1
-    heads = model.num_attention_heads
-    sizes = {"num_attention_heads": (heads, 1), "ffn_hidden_size": (model.ffn_hidden_size, block)}
     rows = -(-model.vocab_size // VOCABULARY_ROWS) * VOCABULARY_ROWS
-    sizes[f"vocab_size in {VOCABULARY_ROWS}s"] = (rows, 1)
+    sizes = {"num_attention_heads": (model.num_attention_heads, 1), f"vocab_size in {VOCABULARY_ROWS}s": (rows, 1)}
+    whole_experts = cfg.rollout.engine_whole_experts
     if isinstance(model, DenseModelConfig):
         # Keys and values of fewer heads than ranks would be there several times, and the sums over weights off.
         sizes["num_key_value_heads"] = (model.num_key_value_heads, 1)
-        sizes["num_key_value_heads * head_dim"] = (model.num_key_value_heads * model.head_dim, block)
-        return sizes
-    if cfg.rollout.engine_whole_experts:
+    elif whole_experts and model.num_moe_layers:
         sizes["num_experts"] = (model.num_experts, 1)
-        sizes["moe_ffn_hidden_size * num_shared_experts"] = (
-            model.moe_ffn_hidden_size * model.num_shared_experts,
-            block,
-        )
-    else:
-        sizes["moe_ffn_hidden_size"] = (model.moe_ffn_hidden_size, block)
-    sizes["num_attention_heads * qk_head_dim"] = (heads * model.qk_head_dim, block)
-    sizes["num_attention_heads * v_head_dim"] = (heads * model.v_head_dim, block)
-    both = heads * (model.qk_nope_head_dim + model.v_head_dim)
-    return sizes | {"num_attention_heads * (qk_nope_head_dim + v_head_dim)": (both, block)}
+    kinds = ("tp",) if whole_experts else ("tp", "experts")
+    cut = [one for one in matrix_widths(model, mtp=False) if one.in_engine and one.cut in kinds]
+    return sizes | {one.name: (one.size, block) for one in cut}
 
 
 def routing_can_be_replayed(cfg: RunConfig) -> list[Problem]:

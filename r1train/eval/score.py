@@ -18,7 +18,7 @@ class Outcome:
     """One graded sample of a problem. answer: its normal form, which votes (eval/extract.py), None where there is none.
 
     error: why the grader gave no verdict; it counts as not correct and is reported in grader_errors. timed_out:
-    the grader was too slow on it; that is not correct either, and reported in grader_timeouts.
+    the grader was too slow on it, or out of memory or depth; not correct either, and reported in grader_timeouts.
     """
 
     correct: bool

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1train.config.schema_eval import SuiteKind
+from r1train.errors import DataError
 from r1train.eval.instructions import check_instructions
+from r1train.reward.code import read_task
 from r1train.reward.number import parse_number
 
 QUESTION_FIELDS = ("question", "problem", "prompt", "text")
@@ -92,7 +94,7 @@ def _humaneval(row: dict[str, Any]) -> SuiteRow:
         "prompt": prompt,
         "head": head,
     }
-    return SuiteRow({"question": prompt, "entry_point": name}, name, metadata)
+    return SuiteRow({"question": prompt, "entry_point": name}, name, _judged(metadata))
 
 
 def _mbpp(row: dict[str, Any]) -> SuiteRow:
@@ -101,7 +103,16 @@ def _mbpp(row: dict[str, Any]) -> SuiteRow:
     if not isinstance(setup, str):
         raise RowProblem("'test_setup_code' is no text")
     snippets = [{"snippet": f"{setup}\n{test}\n"} for test in tests]
-    return SuiteRow({"question": question, "tests": "\n".join(tests)}, tests[0], {"tests": snippets})
+    return SuiteRow({"question": question, "tests": "\n".join(tests)}, tests[0], _judged({"tests": snippets}))
+
+
+def _judged(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a code row, whose snippets the grader will take: refused there, they would end the evaluation."""
+    try:
+        read_task({"metadata": metadata})
+    except DataError as error:
+        raise RowProblem(str(error)) from None
+    return metadata
 
 
 def _ifeval(row: dict[str, Any]) -> SuiteRow:

@@ -11,6 +11,8 @@ from r1train.reward.expression import NotInGrammar, guarded, tree_of
 MAX_CHARS = 20_000
 MAX_DIGITS = 200
 MAX_EXPONENT = 200
+# An infinite "constant" has the derivative 0; sin(oo) is an interval.
+_ENDLESS = (sympy.zoo, sympy.oo, sympy.nan, sympy.AccumBounds)
 _FORMULA = re.compile(r"[0-9A-Za-z_+\-*/().\s]+")
 _NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9]|_[0-9])*")
 _CONSTANTS = {"E": sympy.E, "I": sympy.I, "pi": sympy.pi}
@@ -27,8 +29,8 @@ def formula(text: str, symbols: Collection[str]) -> sympy.Expr:
     """A formula of numbers, names, + - * / **, round brackets and calls of elementary functions of one argument.
 
     symbols: names of the problem, which win over constants. Besides them, any single letter is a symbol, E, I and pi
-    apart. Raises NotInGrammar for everything else and for towers of powers. Simplifying what comes back may still
-    take for ever: run that in a grader.
+    apart. Raises NotInGrammar for everything else, for towers of powers and for what is not finite. Simplifying what
+    comes back may still take for ever: run that in a grader.
     """
     if len(text) > MAX_CHARS or "__" in text or not _FORMULA.fullmatch(text):
         raise NotInGrammar("characters that formulas do not have, or too many of them")
@@ -68,7 +70,7 @@ def _built(node: ast.expr, symbols: frozenset[str]) -> sympy.Expr:
         case ast.Constant(value=int(number)) if abs(number) < 10**MAX_DIGITS:
             return sympy.Integer(number)
         case ast.Constant(value=float(number)):
-            return sympy.Float(number)
+            return _finite(sympy.Float(number))
         case ast.Name(id=name):
             return _named(name, symbols)
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
@@ -78,7 +80,7 @@ def _built(node: ast.expr, symbols: frozenset[str]) -> sympy.Expr:
         case ast.BinOp(left=left, op=kind, right=right):
             return _combined(_built(left, symbols), kind, _built(right, symbols))
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](_built(argument, symbols))
+            return _finite(_FUNCTIONS[name](_built(argument, symbols)))
     raise NotInGrammar(f"{type(node).__name__} is no part of a formula")
 
 
@@ -99,10 +101,17 @@ def _combined(left: sympy.Expr, kind: ast.operator, right: sympy.Expr) -> sympy.
         case ast.Mult():
             return left * right
         case ast.Div():
-            return left / right
+            return _finite(left / right)
         case ast.Pow() if _is_small_power(left, right):
-            return left**right
+            return _finite(left**right)
     raise NotInGrammar(f"{type(kind).__name__} is no operator of formulas, or a power is too high")
+
+
+def _finite(value: sympy.Expr) -> sympy.Expr:
+    """The value. Raises NotInGrammar where it is or contains infinity (1/0, log(0), 1e999) or what comes of it."""
+    if value.has(*_ENDLESS, -sympy.oo):
+        raise NotInGrammar("a part of it is infinite")
+    return value
 
 
 def _is_small_power(base: sympy.Expr, exponent: sympy.Expr) -> bool:

@@ -11,10 +11,10 @@ from r1train.data.prompts import Prompt
 class Score:
     """value: the reward. parts: unweighted value of each part, only those that were computed.
 
-    error: None, or why the sample could not be graded (crash of the grader, exception of the verifier). Then value is
-    NaN and the failed part is absent from parts: the sample is counted as an error and kept out of the advantages, so a
-    broken grader cannot look like a wrong answer. timed_out: its verifier did not end in time, so it is wrong: a way to
-    hang a verifier must not be worth more than a wrong answer.
+    error: None, or why the sample could not be graded (crash of the grader, exception of the verifier that its problem
+    brings about). Then value is NaN and the failed part is absent from parts: the sample is counted as an error and
+    kept out of the advantages, so a broken grader cannot look like a wrong answer. timed_out: its verifier did not end
+    in time or within its memory, so it is wrong: hanging a verifier must not be worth more than a wrong answer.
     """
 
     value: float

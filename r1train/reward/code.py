@@ -112,7 +112,7 @@ def _names(snippet: str, entry_point: object) -> Names:
         )
     try:
         names = names_of(snippet, entry_point)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
         raise DataError(f"a snippet is no Python: {error}. Fix: correct it") from None
     if names.unknown:
         what = f"a snippet uses {', '.join(names.unknown)}, which it neither makes, imports nor calls"

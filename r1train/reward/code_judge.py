@@ -16,6 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO
 
 MAX_REPLY_CHARS = 16_000_000
+# Modules whose names `from m import *` makes, those that tests use. To know the names is to import the module, and
+# some standard ones do things when they are imported (antigravity opens a browser).
+STARRED = frozenset(
+    {"array", "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq"}
+) | {"itertools", "json", "math", "operator", "os", "random", "re", "statistics", "string", "sys", "time", "typing"}
 
 
 class Names(NamedTuple):
@@ -68,9 +73,21 @@ def _made(nodes: Sequence[ast.AST]) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             made |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ExceptHandler) and node.name:
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+                made |= _starred(node)
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
             made.add(node.name)
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            made.add(node.rest)
     return made
+
+
+def _starred(node: ast.ImportFrom) -> set[str]:
+    """The names that `from m import *` makes; none where m is not one of STARRED."""
+    if node.level or node.module not in STARRED:
+        return set()
+    names = vars(importlib.import_module(node.module))
+    return set(names.get("__all__", [name for name in names if not name.startswith("_")]))
 
 
 def encode(value: Any) -> Any:

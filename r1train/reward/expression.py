@@ -43,10 +43,12 @@ def tree_of(text: str) -> ast.expr:
 
 
 def guarded[Value](work: Callable[[], Value]) -> Value:
-    """work(), where a division by zero, too deep a tree or a number too long to be written means NotInGrammar."""
+    """work(), where a division by zero, too deep a tree, a number too long to be written or values that an operator
+    does not take (an interval under a power) mean NotInGrammar.
+    """
     try:
         return work()
-    except (ArithmeticError, RecursionError, ValueError) as error:
+    except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
         raise NotInGrammar(str(error)) from None
 
 

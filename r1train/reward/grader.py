@@ -39,8 +39,8 @@ class GradeItem:
 class Grade:
     """correct: 1.0 or 0.0, for code a share; None exactly when error says why there is no verdict.
 
-    timed_out: the verifier had started and did not end in time, so correct is 0.0. Were it an error, which costs
-    nothing, an answer that hangs its grader would be better than a wrong one.
+    timed_out: the verifier had started and did not end in time, or ran out of memory or depth, so correct is 0.0.
+    Were it an error, which costs nothing, an answer that hangs its grader would be better than a wrong one.
     """
 
     correct: float | None
@@ -142,7 +142,8 @@ class Grader:
         if needs_process(item.task):
             what = f"the verifier of task {item.task!r} can hang, so it must run in a process of its own"
             raise ConfigError([Problem("reward.grader_processes", 0, what, "1 or more")])
-        return Grade(*grade_one(verify, item.task, item.answer, item.entry))
+        verdict = grade_one(verify, item.task, item.answer, item.entry)
+        return Grade(verdict.value, verdict.error, timed_out=verdict.exhausted)
 
     def _hand_out(self) -> None:
         busy = sum(worker.item is not None for worker in self._workers)
@@ -224,6 +225,9 @@ class Grader:
                 raise DataError(what)
             case {"correct": float(value)} if worker.started and 0.0 <= value <= 1.0:
                 self._grades[worker.item] = Grade(value, None)
+                worker.item = None
+            case {"exhausted": True} if worker.started:
+                self._grades[worker.item] = Grade(0.0, None, timed_out=True)
                 worker.item = None
             case {"error": str(why)} if worker.started:
                 self._grades[worker.item] = Grade(None, why)

@@ -5,12 +5,13 @@ import re
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Equality, Number, Symbol
 
-from r1train.reward.number import parse_number
+from r1train.reward.number import parse_number, without_unit
 
 _CONFIG = (LatexExtractionConfig(),)
 # math-verify works a fraction of integers out while it reads; those that are numbers parse_number has read before.
-# It also drops texts, so that a second number in one would be a hedge.
-_UNDONE = re.compile(r"/|frac|\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*[0-9]")
+_UNDONE = re.compile(r"/|frac")
+# It also drops texts: behind a number, what is not a unit would be a hedge ("or more", "million", "or 73").
+_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox)(?![a-zA-Z])")
 
 
 def math_accuracy(answer: str, reference: str) -> float:
@@ -25,7 +26,9 @@ def math_accuracy(answer: str, reference: str) -> float:
     if expected is not None and given is not None:
         return 1.0 if expected == given else 0.0
     formula = _bare_formula(answer)
-    if formula is None or (expected is not None and _UNDONE.search(formula)):
+    if formula is None:
+        return 0.0
+    if expected is not None and (_UNDONE.search(formula) or _TEXT.search(without_unit(formula))):
         return 0.0
     # math-verify's own time-outs use signal.alarm, which only works in a main thread and is this process's backstop.
     gold = parse(f"${_bare_formula(reference) or reference}$", _CONFIG, parsing_timeout=None)

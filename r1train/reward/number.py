@@ -11,8 +11,28 @@ MAX_CHARS = 100
 
 # A variable before an equals sign: x, x_1, x_{12}, \theta, \theta_0.
 _SYMBOL_IS = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:[a-zA-Z0-9]|\{[a-zA-Z0-9]+\}))?\s*="
-# What may stand behind a number: a unit in words, degrees. No digits: "72 or 73" is a hedge.
-_UNIT = r"(?:\\[,;! ])*(?:\\(?:text|mathrm|textrm|mbox)\{[a-zA-Z .]+\}(?:\^\{?[0-9]\}?)?|\^\{?\\circ\}?|\u00b0)"
+# What may stand behind a number: degrees, or one unit of one word. No digits: "72 or 73" is a hedge.
+_WORD = r"(?:(?:square|cubic|sq\.?|cu\.?) )?[a-zA-Z]{1,12}\.?"
+_TEXT = r"\\(?:text|mathrm|textrm|mbox)"
+_POWER = r"(?:\^\{?[2-4]\}?)?"
+_UNIT = re.compile(
+    rf"(?P<rest>.*?\S)\s*(?P<unit>(?:\\[,;! ])*(?:{_TEXT}\{{\s*{_WORD}(?:(?:/| per ){_WORD})?{_POWER}\s*\}}"
+    rf"(?:/{_TEXT}\{{{_WORD}\}})?{_POWER}|(?:\^\{{?\\circ\}}?|\u00b0)(?:{_TEXT}\{{\s*[CF]\s*\}})?))"
+)
+_UNIT_LETTERS = frozenset("ACFJKLNVWdghlms")
+# Words that say another number, or that the number is not meant.
+_NO_UNIT = re.compile(
+    r"(?:hundred|thousand|million|billion|trillion|dozen)s?|bn|mn|mil|mln|zero|one|two|three|five|six|seven|eight|nine|ten"
+    r"|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|four"
+    r"|half|halves|(?:third|fourth|fifth|sixth|eighth|tenth|hundredth|thousandth)s?"
+    r"|pi|squared|cubed|factorial|plus|minus|divided|over|under|modulo|mod|base|power|root|remainder|infinity|infinite"
+    r"|negative|positive|and|or|not|nor|neither|either|no|none|never|is|isnt|are|arent|was|be|than|then|but|if|else"
+    r"|except|unless|maybe|perhaps|probably|possibly|about|approx|approximately|around|roughly|almost|nearly|more|less"
+    r"|least|most|fewer|above|below|between|to|the|an|of|it|its|this|that|from|by|with|so|vs|versus|wrong|incorrect"
+    r"|false|true|right|correct|unknown|undefined|also|only|instead|ish",
+    re.IGNORECASE,
+)
+_LONE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]+")
 _WRAPPERS = tuple(
     re.compile(rf"{left}\s*(.+?)\s*{right}")
     for left, right in (
@@ -23,7 +43,6 @@ _WRAPPERS = tuple(
         (r"\*\*", r"\*\*"),
         (r"\\left\(", r"\\right\)"),
         (_SYMBOL_IS, ""),
-        ("", _UNIT),
     )
 )
 _CURRENCY = re.compile(r"([+-]?)\s*\\?[$\u20ac\u00a3]\s*(?=[0-9.])")
@@ -55,17 +74,13 @@ def parse_number(text: str) -> Fraction | None:
 
     Read: 72, -72, +72, 1,072, 1\\,072, 1{,}072, 72.0, .5, 1/2, \\frac{1}{2}, \\frac{-1}{2}, each optionally within
     $..$, \\(..\\), \\boxed{..}, \\left(..\\right) or **..**, after `x =`, `x_1 =` or a currency sign, before a percent
-    sign, a unit as \\text{ cm}, degrees or a full stop (percent is a unit here: 50% is 50).
-    Not read: words, several numbers, sums, digits of other scripts, and fractions that are not in lowest terms, since
-    144/2 for 72 is a division left undone.
+    sign, one unit as \\text{ cm} or \\mathrm{km/h}, degrees or a full stop (percent is a unit here: 50% is 50).
+    Not read: words (3\\text{ or more}, 5\\text{ dozen}), several numbers, sums, digits of other scripts, and fractions
+    that are not in lowest terms, since 144/2 for 72 is a division left undone.
     """
     if len(text) > MAX_CHARS:
         return None
-    text = text.strip().replace("\u2212", "-").removesuffix(".")
-    for _ in _WRAPPERS:  # they nest: $\boxed{x = 72}$
-        for wrapper in _WRAPPERS:
-            if match := wrapper.fullmatch(text):
-                text = match.group(1)
+    text = _bare(text.strip().replace("\u2212", "-").removesuffix("."))
     text = _PERCENT.sub("", _CURRENCY.sub(r"\1", text) if _CURRENCY.match(text) else text)
     if match := _NUMBER.fullmatch(text):
         value = Fraction(re.sub(r"[^0-9.]", "", match.group(2)).removesuffix("."))
@@ -77,3 +92,26 @@ def parse_number(text: str) -> Fraction | None:
     else:
         return None
     return -value if match.groups().count("-") % 2 else value
+
+
+def without_unit(text: str) -> str:
+    """Text without the one unit at its end: a word that neither says another number nor takes back what was said."""
+    match = _UNIT.fullmatch(text)
+    if match is None:
+        return text
+    words = _LONE_WORD.findall(match["unit"])
+    fits = all(word in _UNIT_LETTERS if len(word) == 1 else not _NO_UNIT.fullmatch(word) for word in words)
+    return match["rest"] if fits else text
+
+
+def _bare(text: str) -> str:
+    """Text without what may be around a number: brackets of all kinds, `x =`, and one unit."""
+    has_unit = True
+    for _ in range(len(_WRAPPERS) + 1):  # they nest: $\boxed{x = 72}$
+        for wrapper in _WRAPPERS:
+            if match := wrapper.fullmatch(text):
+                text = match.group(1)
+        bare = without_unit(text) if has_unit else text
+        has_unit = has_unit and bare == text
+        text = bare
+    return text

@@ -44,10 +44,10 @@ class RolloutSums:
 def rollout_statistics(groups: list[Group], scores: list[Score]) -> dict[str, float]:
     """Means over all samples of all data-parallel ranks. Collective.
 
-    reward and reward/<part>: over samples that could be graded; grader_errors: how many could not; grader_timeouts: how
-    many are wrong since their verifier did not end in time; response_tokens and its quantiles, truncated_share,
-    reflection_words (per response): over all samples. mixed_groups_share: groups whose rewards differ, the ones that
-    give a gradient; zero_std_groups_share: the others; group_reward_std: mean over groups.
+    reward and reward/<part>: over samples that could be graded; grader_errors: how many could not; grader_timeouts:
+    how many are wrong since their verifier ran out of time, memory or depth; response_tokens and its quantiles,
+    truncated_share, reflection_words (per response): over all samples. mixed_groups_share: groups whose rewards differ,
+    the ones that give a gradient; zero_std_groups_share: the others; group_reward_std: mean over groups.
     """
     total = RolloutSums()
     for part in gather_objects(local_sums(groups, scores)):

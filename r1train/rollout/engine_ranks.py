@@ -27,7 +27,7 @@ class EnginesParted(R1TrainError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineJob:
     """What an engine is asked. owner: which of its ranks has the prompt; number: of the job among that rank's."""
 
     owner: int
@@ -49,33 +49,36 @@ class Answer:
 class EngineRanks:
     """This rank's place. number: of its engine among all of the job; place: its place in that engine."""
 
-    def __init__(self, size: int):
-        """size: ranks of an engine, which divide a pipeline stage. Collective over the job."""
+    def __init__(self, engine_size: int):
+        """engine_size: ranks of an engine, which divide a pipeline stage. Collective over the job."""
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.stage = parallel_state.get_pipeline_model_parallel_rank()
-        self.stages = parallel_state.get_pipeline_model_parallel_world_size()
-        dp = world_size // self.stages
-        assert rank == self.stage * dp + parallel_state.get_data_parallel_rank() and dp % size == 0, (rank, dp, size)
-        self.size, (self.number, self.place) = size, divmod(rank, size)
-        self._engine = _group_of([list(range(at, at + size)) for at in range(0, world_size, size)])
-        self._replica = _group_of([list(range(dp_rank, world_size, dp)) for dp_rank in range(dp)])
+        self.pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+        self.pp_size = parallel_state.get_pipeline_model_parallel_world_size()
+        dp_size = world_size // self.pp_size
+        assert rank == self.pp_rank * dp_size + parallel_state.get_data_parallel_rank(), (rank, dp_size)
+        assert dp_size % engine_size == 0, (dp_size, engine_size)
+        self.engine_size, (self.number, self.place) = engine_size, divmod(rank, engine_size)
+        self._engine = _group_of([list(range(at, at + engine_size)) for at in range(0, world_size, engine_size)])
+        self._replica = _group_of([list(range(dp_rank, world_size, dp_size)) for dp_rank in range(dp_size)])
 
     def of_engine(self, value: Any) -> list[Any]:
         """What each rank of the engine brings, in their order. Collective over the engine."""
         return _gathered(value, self._engine)
 
-    def of_stages(self, value: Any) -> list[Any]:
+    def of_replica(self, value: Any) -> list[Any]:
         """What this data-parallel rank brings on each pipeline stage, in their order. Collective over the stages."""
         return _gathered(value, self._replica)
 
-    def asked(self, jobs: list[Job]) -> list[Asked]:
+    def asked(self, jobs: list[Job]) -> list[EngineJob]:
         """What this stage's engine draws of the jobs of its ranks, the same on each of them. Collective.
 
         Stages get consecutive parts, so that most samples of a prompt come from one engine, which reads it once.
         """
         parts = self.of_engine(jobs)
-        together = [Asked(owner, number, job) for owner, part in enumerate(parts) for number, job in enumerate(part)]
-        first, end = (len(together) * stage // self.stages for stage in (self.stage, self.stage + 1))
+        together = [
+            EngineJob(owner, number, job) for owner, part in enumerate(parts) for number, job in enumerate(part)
+        ]
+        first, end = (len(together) * pp_rank // self.pp_size for pp_rank in (self.pp_rank, self.pp_rank + 1))
         return together[first:end]
 
 
@@ -83,7 +86,8 @@ def check_agreed(drawn: list[str]) -> None:
     """Raise EnginesParted unless every rank of the engine drew the same; drawn: a digest of each rank's tokens."""
     if len(set(drawn)) > 1:
         what = f"the {len(drawn)} ranks of an engine drew different tokens for the same requests"
-        raise EnginesParted(f"{what}, so its samples cannot be used. Fix: report this; rollout.engine_tp=1 until then")
+        fix = "report this; rollout.engine_tp=1 with stale=keep until then"
+        raise EnginesParted(f"{what}, so its samples cannot be used. Fix: {fix}")
 
 
 def _group_of(ranks: list[list[int]]) -> ProcessGroup | None:

@@ -136,5 +136,6 @@ def check_sums(held: Sums, sent: Sums, *, policy_version: int) -> None:
     if wrong:
         what = f"after the push of policy {policy_version} the engine's weights differ from the trainer's"
         raise PushFailed(
-            f"{what} in {', '.join(wrong)} (layer/type). Fix: report this; rollout.engine=native until then"
+            f"{what} in {', '.join(wrong)} (layer/type). "
+            "Fix: report this; rollout.engine=native with stale=keep until then"
         )

@@ -24,14 +24,15 @@ from r1train.model.gpt import R1Model
 from r1train.model.spec import PARAMS_DTYPE
 from r1train.rollout.checksum import TensorSums, joined_sums, tensor_sums
 from r1train.rollout.engine import SamplingParams, Watcher
-from r1train.rollout.engine_ranks import Answer, Asked, EngineRanks, check_agreed
+from r1train.rollout.engine_ranks import Answer, EngineJob, EngineRanks, check_agreed
 from r1train.rollout.live import Job
 from r1train.rollout.push import CountedWeights, Named, buckets, check_sums, check_version, fp8_weights, full_weights
 from r1train.rollout.types import Group, Sample
 from r1train.rollout.vllm_answers import RoutesMissing, answer_of, sample_of
 from r1train.rollout.vllm_options import choose_attention, import_vllm, llm_arguments, request_fields, request_seed
 
-# Pipeline stages tell each other what ended after so many steps: a second's work, a few milliseconds to tell.
+# The ranks of an engine and pipeline stages tell each other what ended after so many steps: a second's work, a few
+# milliseconds to tell.
 STEPS_PER_EXCHANGE = 64
 
 
@@ -124,7 +125,7 @@ class VllmEngine:
         routed = self._module if self._record_routes else None
         asked, drawn = self._ranks.asked(jobs), hashlib.sha256()
         with self._random_numbers(request_seed(params, "", self._ranks.number)):
-            for answers in self._answers(self._steps(asked, params, drawn)):
+            for answers in self._answers(self._steps(asked, params, drawn), drawn):
                 for answer in answers:
                     job = jobs[answer.number]
                     try:
@@ -147,22 +148,27 @@ class VllmEngine:
                 raise missing
         return [samples[number] for number in range(len(jobs))]
 
-    def _answers(self, steps: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
-        """This rank's answers as they end, whichever stage's engine drew them. Collective over the stages."""
-        place = self._ranks.place
-        if self._ranks.stages == 1:
-            for ended in steps:
-                yield [answer for answer in ended if answer.owner == place]
+    def _answers(self, steps: Iterator[list[Answer]], drawn: "hashlib._Hash") -> Iterator[list[Answer]]:
+        """This rank's answers as they end, whichever stage's engine drew them. Collective over engine and stages.
+
+        drawn: what _steps writes to. Once the ranks of an engine differ in it, nothing more is given: a watcher stores
+        what it hears of, and whoever goes on from there would take it for samples. check_agreed() raises at the end.
+        """
+        ranks = self._ranks
+        if ranks.engine_size == ranks.pp_size == 1:
+            yield from steps
             return
         unfinished = True
         while unfinished:
             some = list(islice(steps, STEPS_PER_EXCHANGE))
-            mine = [answer for ended in some for answer in ended if answer.owner == place]
-            parts = self._ranks.of_stages((mine, len(some) == STEPS_PER_EXCHANGE))
-            unfinished = any(more for _, more in parts)
-            yield [answer for part, _ in parts for answer in part]
+            mine = [answer for ended in some for answer in ended if answer.owner == ranks.place]
+            told = ranks.of_engine((drawn.hexdigest(), len(some) == STEPS_PER_EXCHANGE))
+            agreed, more = len({digest for digest, _ in told}) == 1, any(goes_on for _, goes_on in told)
+            parts = ranks.of_replica((mine, agreed, more))
+            unfinished = any(more for _, _, more in parts)
+            yield [answer for part, _, _ in parts for answer in part] if all(agreed for _, agreed, _ in parts) else []
 
-    def _steps(self, asked: list[Asked], params: SamplingParams, drawn: "hashlib._Hash") -> Iterator[list[Answer]]:
+    def _steps(self, asked: list[EngineJob], params: SamplingParams, drawn: "hashlib._Hash") -> Iterator[list[Answer]]:
         """Steps the engine until nothing is left, and gives what ended in each step; drawn: gets every token.
 
         A seed of its own per request where that costs nothing. vLLM's older runner (of DeepSeek-V3) draws such requests

@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from r1train.data.tokenizer import Tokenizer
 from r1train.errors import R1TrainError
 from r1train.model.gpt import R1Model
-from r1train.rollout.engine_ranks import Answer, Asked
+from r1train.rollout.engine_ranks import Answer, EngineJob
 from r1train.rollout.live import Job
 from r1train.rollout.types import Sample
 
@@ -19,7 +19,7 @@ class RoutesMissing(R1TrainError):
     exit_code = 1
 
 
-def answer_of(output: Any, asked: Asked) -> Answer:
+def answer_of(output: Any, asked: EngineJob) -> Answer:
     """vLLM's RequestOutput of a request that has ended."""
     answer = output.outputs[0]
     logprobs = [choices[token].logprob for choices, token in zip(answer.logprobs, answer.token_ids, strict=True)]
@@ -58,7 +58,7 @@ def stage_routes(routes: np.ndarray | None, computed: int, module: R1Model) -> n
     Raises RoutesMissing as check_routes does, and where there are none.
     """
     if routes is None:
-        raise RoutesMissing("vLLM gave no experts with a sample. Fix: rl.record_routing=false")
+        raise RoutesMissing("vLLM gave no experts with a sample. Fix: rl.record_routing=false with stale=keep")
     assert routes.shape[1] == module.config.num_layers, "one row per decoder layer"
     layers = [block.layer_number - 1 for block in module.decoder.layers if isinstance(block.mlp, MoELayer)]
     # vLLM has a byte per choice, two above 256 experts; torch knows no uint16.
@@ -73,4 +73,6 @@ def check_routes(routes: np.ndarray, computed: int) -> None:
     ordered = np.sort(routes, axis=-1)
     if len(routes) != computed or (ordered[..., 1:] == ordered[..., :-1]).any():
         what = f"vLLM gave the experts of {len(routes)} of {computed} tokens, or the same expert twice for one"
-        raise RoutesMissing(f"{what}: its kernels here do not record them. Fix: rl.record_routing=false")
+        raise RoutesMissing(
+            f"{what}: its kernels here do not record them. Fix: rl.record_routing=false with stale=keep"
+        )

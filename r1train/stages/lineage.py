@@ -81,6 +81,8 @@ SPEED = frozenset(
         *(f"rl.stop_if.{limit.name}" for limit in dataclasses.fields(StopIf)),
     }
 )
+# Keys whose default is not what versions before them did: which key ruled then.
+RULED_BEFORE = {"rl.sequence_loss_coef": "model.sequence_loss_coef"}
 # Last words of keys that name files, run folders or servers: what lies there is compared, not its path.
 FILE_KEYS = ("dataset", "prompts", "mix", "path", "decontaminate", "train_file", "heldout_file")
 RUN_KEYS = ("init_from", "checkpoint", "samples_from")
@@ -191,11 +193,17 @@ def config_reasons(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = deciding(then), deciding(now)
     found = []
     for key in dict.fromkeys((*old, *new)):
-        absent = default_of(key)
-        if old.get(key, absent) != new.get(key, absent):
+        if _standing(old, key) != _standing(new, key):
             was, is_now = (repr(side[key]) if key in side else "absent" for side in (old, new))
             found.append(f"{key} was {was}, is now {is_now}")
     return found
+
+
+def _standing(side: dict[str, object], key: str) -> object:
+    """What `key` is in a config that may not know it."""
+    if key in side or RULED_BEFORE.get(key) not in side:
+        return side.get(key, default_of(key))
+    return side[RULED_BEFORE[key]]
 
 
 def default_of(key: str) -> object:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from r1train.config.widths import TOKENS
 from r1train.train.micro_batch import MicroBatch
 
 
@@ -24,7 +25,11 @@ class ContextCut:
 
 
 def cut(batch: MicroBatch, *, cp_size: int, tp_size: int) -> ContextCut:
-    """How the ranks share a micro-batch. Packed rows are padded to a multiple of 2 cp tp tokens, dense ones must be."""
+    """How the ranks share a micro-batch.
+
+    Dense rows are multiples of 2 cp tp tokens. Packed rows are padded to one of TOKENS cp tp, so that a rank's part is
+    whole units of FP8, too.
+    """
     if batch.cu_seqlens is None:
         row, cu_seqlens = torch.arange(batch.tokens.shape[1]), None
         segments = [row]
@@ -34,7 +39,7 @@ def cut(batch: MicroBatch, *, cp_size: int, tp_size: int) -> ContextCut:
             _padded(torch.arange(start, end), 2 * cp_size) for start, end in zip(bounds, bounds[1:], strict=False)
         ]
         total = sum(len(segment) for segment in segments)
-        short = -total % (2 * cp_size * tp_size)
+        short = -total % (TOKENS * cp_size * tp_size)
         segments[-1] = torch.cat([segments[-1], torch.full((short,), -1)])
         ends = torch.tensor([len(segment) for segment in segments]).cumsum(0)
         cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int()

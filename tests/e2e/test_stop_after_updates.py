@@ -32,8 +32,15 @@ def test_a_higher_limit_goes_on_and_the_same_one_does_not(tmp_path: Path, grpo: 
 
 def test_equal_answers_leave_the_policy_alone(tmp_path: Path, grpo: Callable):
     """Nearly greedy samples of a prompt are one and the same, so no group has an advantage, and there is no KL term."""
-    done = grpo(tmp_path, "stage.steps=2", "stage.save_every_steps=2", "rollout.temperature=1e-4", "rl.kl_coef=0")
-    assert done.returncode == 0, done.output[-4000:]
-    rows = read_metrics(tmp_path / "rl1" / "metrics.jsonl")
-    assert [row["zero_std_groups_share"] for row in rows] == [1.0, 1.0]
-    assert [row["grad_norm"] for row in rows] == [0.0, 0.0]
+    equal = ("stage.steps=2", "stage.save_every_steps=2", "rollout.temperature=1e-4", "rl.kl_coef=0")
+    norms = {}
+    for coefficient in ("0.0", "0.01"):
+        root = tmp_path / coefficient
+        done = grpo(root, *equal, f"rl.sequence_loss_coef={coefficient}")
+        assert done.returncode == 0, done.output[-4000:]
+        rows = read_metrics(root / "rl1" / "metrics.jsonl")
+        assert [row["zero_std_groups_share"] for row in rows] == [1.0, 1.0]
+        assert all(("balance/sequence_loss" in row) == (coefficient != "0.0") for row in rows)
+        norms[coefficient] = [row["grad_norm"] for row in rows]
+    assert norms["0.0"] == [0.0, 0.0]
+    assert min(norms["0.01"]) > 1e-4

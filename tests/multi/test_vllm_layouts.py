@@ -71,6 +71,24 @@ def test_a_watcher_hears_of_its_own_samples_once(ranks: list[dict]):
     assert sorted({name for rank in ranks for name in rank["mine"]}) == IDS
 
 
+def test_stages_go_on_telling_each_other_until_the_slowest_is_done(ranks: list[dict]):
+    """Four exchanges of two steps and an empty one: 15 samples by twos take 8 steps, as do a last stage's 8 one by one.
+
+    Of two stages the first has 7 samples by twos: it is done after 4 steps.
+    """
+    assert [rank["polls"] for rank in ranks] == [5] * len(ranks)
+
+
+def test_nobody_hears_of_what_the_ranks_of_an_engine_drew_apart(ranks: list[dict]):
+    """The last rank parts after the first exchange, of 2 x 2 samples, and 2 x 1 of a second stage."""
+    parted = len(engines(ranks)[0]) > 1
+    for rank in ranks:
+        assert rank["parted"].startswith("EnginesParted: the 2 ranks of an engine") == parted
+    replicas = [rank for rank in ranks if rank["stage"] == 0]
+    heard = sum(rank["heard_before_it_showed"] for rank in replicas)
+    assert heard == (15 if not parted else 4 if len(engines(ranks)) == 1 else 6)
+
+
 def test_what_one_rank_finds_ends_all_of_them_asleep(ranks: list[dict]):
     """The last rank's experts are missing, then its cut of one layer is wrong."""
     for rank in ranks:

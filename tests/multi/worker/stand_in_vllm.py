@@ -48,10 +48,11 @@ class Output:
 class StandInEngine:
     """vLLM's LLMEngine: answers token 5, then the number of the seed's last digit, then <|eos|>.
 
-    Two requests end in a step, the last ones first, and another one tells how far it is.
+    Two requests (at_once) end in a step, the last ones first, and another one tells how far it is.
     """
 
     new_runner: bool = True
+    at_once: int = 2
     steps: int = 0
     waiting: dict[str, dict] = field(default_factory=dict)
     broken_after: int | None = None
@@ -69,7 +70,7 @@ class StandInEngine:
         if self.steps == self.broken_after:
             raise RuntimeError("killed")
         self.steps += 1
-        ended = [self.waiting.popitem() for _ in range(min(2, len(self.waiting)))]
+        ended = [self.waiting.popitem() for _ in range(min(self.at_once, len(self.waiting)))]
         under_way = [Output(number, [5], finished=False) for number in list(self.waiting)[:1]]
         return [*under_way, *(Output(number, [5, second_token(request), 1], True) for number, request in ended)]
 

@@ -22,6 +22,8 @@ from r1train.rollout import vllm
 from r1train.rollout.engine import SamplingParams
 
 LAYOUTS = ("ep2", "pp2", "pp2_ep2")
+# Eight samples of an engine take several exchanges, and one that ends two at a time is done before one that ends one.
+STEPS_PER_EXCHANGE = 2
 ENGINE_TP = {"ep2": 2, "pp2": 1, "pp2_ep2": 2}
 PARAMS = SamplingParams(samples_per_prompt=3, temperature=0.9, top_p=1.0, max_response_tokens=6, seed=1, name="push")
 EVAL = EvalConfig(problems_per_task=1, samples_per_problem=1, temperature=0.0, top_p=1.0, max_response_tokens=9)
@@ -45,15 +47,23 @@ class Cut(Joined):
 
 
 class Routing(StandInEngine):
-    """Draws the second token, and tells which experts were used: in layer n (from 0) n and n + 1, unless it forgot."""
+    """Draws the second token, and tells which experts were used: in layer n (from 0) n and n + 1, unless it forgot.
+
+    parts_in: from how many steps on it draws another token than its engine's other ranks.
+    """
 
     forgot = False
+    parts_in: int | None = None
 
     def step(self) -> list[Output]:
         outputs = super().step()
+        if self.parts_in is not None:
+            self.parts_in -= 1
         for output in outputs:
             if output.finished:
                 output.token_ids[1] = 6 + int(50 * torch.rand(()))
+                if self.parts_in is not None and self.parts_in < 0:
+                    output.token_ids[1] += 1
                 computed = self.lengths[output.request_id] + len(output.token_ids) - 1
                 layers = np.arange(3)[None, :, None] + np.arange(2)
                 output.routed_experts = np.repeat(0 * layers if self.forgot else layers, computed, axis=0)
@@ -99,10 +109,14 @@ def open_engine(layout: str, device: Device, out: Path) -> vllm.VllmEngine:
     )
     options = SimpleNamespace(**vars(replace(cfg, run_dir=out / f"vllm_{layout}")), rollout=rollout, eval=EVAL)
 
+    # The last stage's engine takes longer than the others.
+    at_once = 1 if parallel_state.get_pipeline_model_parallel_rank() else 2
+
     def start(**arguments) -> Engine:
         place = torch.distributed.get_rank() % arguments["tensor_parallel_size"]
-        return Engine(arguments, model=Cut(place, size), llm_engine=Routing(new_runner=False))
+        return Engine(arguments, model=Cut(place, size), llm_engine=Routing(new_runner=False, at_once=at_once))
 
+    vllm.STEPS_PER_EXCHANGE = STEPS_PER_EXCHANGE
     vllm.import_vllm = lambda fp8: SimpleNamespace(LLM=start, SamplingParams=lambda **fields: fields)
     return vllm.VllmEngine(options, module, Tokens(), record_routes=True)
 
@@ -121,9 +135,16 @@ def run(layout: str, device: Device, out: Path) -> dict:
         "drawn": llm.llm_engine.drawn,
         "samples": {sample.prompt_id + str(sample.index): sample for group in groups for sample in group.samples},
         "heard": heard.samples,
+        "polls": heard.polls,
         "rows": {name: sum(map(len, parts.values())) for name, parts in llm.model.parts.items()},
     }
     last = torch.distributed.get_world_size() - 1
+    if rank == last and ENGINE_TP[layout] > 1:
+        llm.llm_engine.parts_in = STEPS_PER_EXCHANGE
+    before_it_showed = Heard()
+    found["parted"] = raised(engine, mine, before_it_showed)
+    found["heard_before_it_showed"] = len(before_it_showed.samples)
+    llm.llm_engine.parts_in = None
     llm.llm_engine.forgot = rank == last
     found["forgot"] = raised(engine, mine)
     llm.llm_engine.forgot = False
@@ -136,9 +157,9 @@ def run(layout: str, device: Device, out: Path) -> dict:
     return found
 
 
-def raised(engine: vllm.VllmEngine, mine: list) -> str:
+def raised(engine: vllm.VllmEngine, mine: list, watcher: Heard | None = None) -> str:
     try:
-        engine.generate(mine, PARAMS, policy_version=1)
+        engine.generate(mine, PARAMS, policy_version=1, watcher=watcher)
     except R1TrainError as error:
         return f"{type(error).__name__}: {error}"
     return ""

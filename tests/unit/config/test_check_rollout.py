@@ -15,6 +15,7 @@ CUDA = ("cluster=one_gpu", "parallel=single", "optim=adamw_bf16")
 DENSE = ("model=smollm2_135m",)
 V3 = ("model=bench_v3_slice",)
 FP8 = ("rollout.engine=vllm", "rollout.fp8=true", "rollout.cuda_graphs=false")
+NO_EXPERTS = ("model.num_dense_layers=${model.num_layers}", "model.mtp_depth=0")
 VLLM = ("rollout.engine=vllm",)
 EIGHT = (*VLLM, "cluster=eight_gpus", "parallel=dp8", "optim=adamw_bf16")
 SIXES = ("parallel.world_size=12", "cluster.nodes=2", "cluster.processes_per_node=6")
@@ -104,6 +105,24 @@ CASES = [
     ),
     (
         "engine_ranks_fit",
+        [*GRPO, *EIGHT, "rollout.engine_tp=4", "model.ffn_hidden_size=98"],
+        "rollout.engine_tp",
+        "cannot cut ffn_hidden_size = 98 over 4",
+    ),
+    (
+        "engine_ranks_fit",
+        [*GRPO, *EIGHT, "rollout.engine_tp=4", "model.moe_ffn_hidden_size=50"],
+        "rollout.engine_tp",
+        "cannot cut moe_ffn_hidden_size = 50 over 4",
+    ),
+    (
+        "engine_ranks_fit",
+        [*GRPO, *EIGHT, *V3, *FP8, "rollout.engine_tp=8", "model.v_head_dim=20"],
+        "rollout.engine_tp",
+        "into FP8's blocks of 128",
+    ),
+    (
+        "engine_ranks_fit",
         [*GRPO, *CUDA, *VLLM, "rollout.engine_whole_experts=true"],
         "rollout.engine_whole_experts",
         "has all experts whole",
@@ -147,7 +166,11 @@ GOOD = [
     [*GRPO, *EIGHT, *V3, *FP8, "rollout.engine_tp=8", "rollout.engine_whole_experts=true"],
     [*GRPO, *EIGHT, *V3, "parallel.world_size=16", "cluster.nodes=2", "rollout.engine_tp=16"],
     [*GRPO, *EIGHT, "rollout.engine_tp=4"],
+    # No layer is dense, or none has experts: their widths cut nothing.
+    [*GRPO, *EIGHT, "rollout.engine_tp=4", "model.num_dense_layers=0", "model.ffn_hidden_size=98"],
+    [*GRPO, *EIGHT, "rollout.engine_tp=4", *NO_EXPERTS, "model.moe_ffn_hidden_size=50"],
     [*GRPO, *CUDA, *V3, *FP8],
+    [*GRPO, *CUDA, *V3, *FP8, "model.num_dense_layers=0", "model.ffn_hidden_size=192"],
     [*GRPO, *CUDA, *V3, *FP8, "optim.precision=fp8_blockwise"],
     [*GRPO, *CUDA, "rollout.engine=vllm", "rollout.cuda_graphs=false"],
     [*GRPO, *CUDA, "rollout.cuda_graphs=true"],

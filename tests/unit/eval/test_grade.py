@@ -210,6 +210,13 @@ def test_prompts_of_a_suite(suite_file, tokenizer):
         ("choice", [{**CHOICE, "answer": "D"}], "none of the letters A, B, C"),
         ("humaneval", [{**HUMANEVAL, "entry_point": "other"}], "does not begin a function 'other'"),
         ("mbpp", [{**MBPP, "test_list": []}], "'test_list' is no list of texts"),
+        (
+            "mbpp",
+            [MBPP, {**MBPP, "test_list": ["assert double(2) == LIMIT"]}],
+            "1 of 2 rows .*\n.*line 2: .* uses LIMIT",
+        ),
+        ("mbpp", [{**MBPP, "test_list": ["assert double(2) =="]}], "line 1: a snippet is no Python"),
+        ("humaneval", [{**HUMANEVAL, "test": HUMANEVAL["test"] + "    LIMIT + 1\n"}], "line 1: a snippet uses LIMIT"),
         ("ifeval", [{**IFEVAL, "kwargs": [{}]}], "one object per instruction"),
         ("ifeval", [{**IFEVAL, "instruction_id_list": ["a:b", "c:d"]}], "'a:b' is not known"),
         ("exact", [{"question": "long " * 300, "answer": "x"}], "longer than 300 tokens, the longest is a_exact/0"),

@@ -10,14 +10,12 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from shapes import DENSE
 from stand_in_vllm import Joined, StandIn
 from tiny import YARN_MODEL, Tokens, config, prompts, set_expert_bias
 
-from r1train.errors import EnvironmentProblem
 from r1train.rollout.engine import SamplingParams
 
 PARAMS = SamplingParams(samples_per_prompt=2, temperature=0.9, top_p=1.0, max_response_tokens=6, seed=1, name="push")
@@ -191,6 +189,49 @@ def test_a_killed_rollout_keeps_the_groups_that_were_whole(engine, tmp_path):
     assert journal().found(0) == {place: prompts()[place].id for place in (2, 3, 4)}
 
 
+class Parting:
+    """The first of two ranks of an engine; the other one draws something else from the second exchange on."""
+
+    number = place = 0
+    engine_size, pp_size = 2, 1
+    exchanges = 0
+
+    def asked(self, jobs: list) -> list:
+        from r1train.rollout.engine_ranks import EngineJob
+
+        return [EngineJob(0, number, job) for number, job in enumerate(jobs)]
+
+    def of_engine(self, value: object) -> list:
+        if not isinstance(value, tuple):
+            return [value, "other"]
+        self.exchanges += 1
+        return [value, value if self.exchanges == 1 else ("other", value[1])]
+
+    def of_replica(self, value: object) -> list:
+        return [value]
+
+
+@pytest.mark.parametrize("model", ["dense"], indirect=True)
+def test_a_journal_has_no_group_of_an_engine_that_parted(engine, tmp_path, monkeypatch):
+    """Ten samples, two end in a step: what was agreed on after two steps is kept, a restart draws the rest."""
+    from r1train.rl.watch import RolloutWatcher
+    from r1train.rollout import vllm
+    from r1train.rollout.engine_ranks import EnginesParted
+    from r1train.rollout.journal import Journal
+
+    def journal() -> Journal:
+        return Journal(tmp_path / "a.part.jsonl", PARAMS, policy_version=1, weights={})
+
+    engine.generate([], PARAMS, policy_version=1)
+    engine._ranks = Parting()
+    monkeypatch.setattr(vllm, "STEPS_PER_EXCHANGE", 2)
+    graders = SimpleNamespace(submit=lambda key, prompt, response: None, poll=lambda: None)
+    watcher = RolloutWatcher(graders, [0, 1, 2, 3, 4], journal=journal(), attempt=0, group_size=2)
+    with pytest.raises(EnginesParted):
+        engine.generate(prompts(), PARAMS, policy_version=1, watcher=watcher)
+    assert journal().found(0) == {place: prompts()[place].id for place in (3, 4)}
+
+
 def test_mla_kernels_are_for_deepseeks_widths_only(engine):
     """This model's latent is not 512 + 64; a dense model has none."""
     narrow = hasattr(engine._cfg.model, "kv_lora_rank")
@@ -276,14 +317,6 @@ def test_an_engine_of_several_ranks_is_started_for_all_of_them(engine):
     assert not {"enable_expert_parallel", "disable_custom_all_reduce"} & one.keys()
 
 
-def test_ranks_that_drew_different_tokens_end_the_run():
-    from r1train.rollout.engine_ranks import EnginesParted, check_agreed
-
-    check_agreed(["a1", "a1"])
-    with pytest.raises(EnginesParted, match="the 3 ranks of an engine drew different tokens"):
-        check_agreed(["a1", "a1", "b2"])
-
-
 def test_the_engine_has_room_for_what_evaluations_ask(engine):
     """12 tokens of a prompt, 6 of a rollout's response and 9 of an evaluation's."""
     engine.generate(prompts(), PARAMS, policy_version=1)
@@ -345,46 +378,3 @@ def test_fp8_values_that_change_after_the_push_stop_the_run(engine, monkeypatch)
     monkeypatch.setattr(Joined, "load_weights", corrupt)
     with pytest.raises(PushFailed, match="differ from the trainer's in 1/float8_e4m3fn"):
         engine.generate(prompts(), PARAMS, policy_version=2)
-
-
-def test_experts_that_nobody_recorded_stop_the_run():
-    """Two layers, three experts a token: 0 everywhere is what a kernel leaves that does not record."""
-    from r1train.rollout.vllm_answers import RoutesMissing, check_routes
-
-    good = np.array([[[3, 1, 2], [0, 2, 1]]] * 4, dtype=np.int16)
-    check_routes(good, 4)
-    with pytest.raises(RoutesMissing, match="the same expert twice"):
-        check_routes(np.zeros_like(good), 4)
-    with pytest.raises(RoutesMissing, match="experts of 4 of 5 tokens"):
-        check_routes(good, 5)
-
-
-def test_without_vllm_the_error_names_the_extra(monkeypatch):
-    from r1train.rollout.vllm_options import import_vllm
-
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(EnvironmentProblem, match=r"r1train\[vllm\]"):
-        import_vllm()
-
-
-def test_vllm_is_told_of_the_allocator_and_of_fp8_when_it_is_imported(monkeypatch):
-    from r1train.rollout.vllm_options import import_vllm
-
-    names = ("PYTORCH_CUDA_ALLOC_CONF", "VLLM_USE_DEEP_GEMM", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    for name in (*names, "VLLM_ALLOW_INSECURE_SERIALIZATION"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
-    import_vllm()
-    assert [os.environ.get(name) for name in names] == ["expandable_segments:True", None, "0"]
-    import_vllm(fp8=True)
-    assert os.environ["VLLM_USE_DEEP_GEMM"] == "0"
-
-
-def test_a_request_has_a_seed_of_its_own():
-    from r1train.rollout.vllm_options import request_seed
-
-    seeds = {request_seed(PARAMS, prompt, index) for prompt in ("a", "b") for index in range(4)}
-    assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
-    assert request_seed(PARAMS, "a", 0) == request_seed(PARAMS, "a", 0)

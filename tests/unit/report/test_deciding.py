@@ -63,3 +63,15 @@ def test_a_batch_that_grew_in_other_steps_decides():
     assert config_reasons(then, {**now, "lr": {"name": "a", "batch_multiple": 1}}) == []
     (reason,) = config_reasons(then, {**now, "lr": {"name": "a", "batch_multiple": 4}})
     assert reason == "lr.batch_multiple was absent, is now 4"
+
+
+def test_rl_of_a_version_before_its_own_balance_loss_had_the_models():
+    grpo = {"stage": {"name": "grpo"}, "evaluate_after": False}
+    stage = {**grpo, "model": {"sequence_loss_coef": 1e-4}}
+    then, now = {**stage, "rl": {"kl_coef": 0.1}}, {**stage, "rl": {"kl_coef": 0.1, "sequence_loss_coef": 0.0}}
+    assert config_reasons(then, now) == ["rl.sequence_loss_coef was absent, is now 0.0"]
+    assert config_reasons(then, {**stage, "rl": {"kl_coef": 0.1, "sequence_loss_coef": 1e-4}}) == []
+    assert (
+        config_reasons({**grpo, "rl": {"kl_coef": 0.1}}, {**grpo, "rl": {"kl_coef": 0.1, "sequence_loss_coef": 0.0}})
+        == []
+    )

@@ -64,6 +64,14 @@ NOT_IT = [
         ("1\\,000", Fraction(1000)),
         ("1{,}000{,}000", Fraction(1_000_000)),
         ("1,\\!000", Fraction(1000)),
+        ("72\\text{ km/h}", Fraction(72)),
+        ("72\\,\\mathrm{m}/\\mathrm{s}^{2}", Fraction(72)),
+        ("$72\\text{ miles per hour}$.", Fraction(72)),
+        ("\\boxed{72 \\text{ square units}}", Fraction(72)),
+        ("72\\text{ sq. cm}", Fraction(72)),
+        ("72\\text{ in.}", Fraction(72)),
+        ("72\\text{ percent}", Fraction(72)),
+        ("45^\\circ\\text{C}", Fraction(45)),
     ],
 )
 def test_parse_number_reads(text, value):
@@ -86,6 +94,37 @@ def test_parse_number_reads(text, value):
 )
 def test_parse_number_refuses(text):
     assert parse_number(text) is None
+
+
+PROSE = [
+    "72\\text{ is not the answer}",
+    "72 \\text{ or more}",
+    "72\\text{ million}",
+    "72\\text{ Dozen}",
+    "72\\text{or}",
+]
+PROSE += [
+    "72\\text{ a}\\text{ b}",
+    "72\\text{ cm}\\text{ km}",
+    "72\\text{ cm}^\\circ",
+    "72\\text{ not}",
+    "72\\mathrm{i}",
+]
+PROSE += [
+    "72\\text{ thousand per day}",
+    "72\\text{ dozen/or}",
+    "72\\mathrm{e}^2",
+    "72\\text{ than that}",
+    "72\\text{ or/and}",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_prose_behind_a_number_is_no_unit(text):
+    """math-verify drops texts, so that the task math would take them for 72."""
+    assert parse_number(text) is None
+    assert gsm8k(text) == math_accuracy(text, "72") == 0.0
+    assert math_accuracy(f"x = {text}", "72") == 0.0
 
 
 def gsm8k(answer, reference="72"):

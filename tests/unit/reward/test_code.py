@@ -176,6 +176,10 @@ def test_free_names_are_the_functions_of_the_answer():
         ("assert list(map(f, [1])) == [2]", None, ["f"], []),
         ("assert sorted([1], key=f) == [1]", None, ["f"], []),
         ("if __name__ == 'test':\n assert f(1)", None, ["f"], []),
+        ("match f(1):\n case [int() as n, *more]: assert n < 2 and more\n case n: assert n", None, ["f"], []),
+        ("match f(1):\n case {'a': 1, **others}: assert others == {}", None, ["f"], []),
+        ("from math import *\nassert isclose(f(1), pi)", None, ["f"], []),
+        ("from collections import *\nassert Counter(f(1)) == deque", None, ["f"], []),
     ],
 )
 def test_whose_the_names_of_a_snippet_are(snippet, entry_point, functions, modules):
@@ -189,6 +193,8 @@ def test_functions_named_like_built_in_ones_modules_and_the_entry_point():
     assert score(answer, [{"snippet": "assert sum(10, 15) == 6"}]) == 1.0
     assert score(answer.replace("sum", "total"), [{"snippet": "assert sum(10, 15) == 6"}]) == 0.0
     assert score(answer, [{"snippet": "assert abs(area(2) - 4 * math.pi) < 1e-9"}]) == 1.0
+    assert score(answer, [{"snippet": "from math import *\nassert isclose(area(2), 4 * pi)"}]) == 1.0
+    assert score(answer, [{"snippet": "match area(0):\n case other: assert other == 0.0"}]) == 1.0
     check = [{"snippet": "def check(candidate):\n assert candidate(10, 15) == 6\ncheck(sum)"}]
     assert code_score(answer, {"metadata": {"tests": check, "entry_point": "sum"}}, CFG) == 1.0
 
@@ -200,7 +206,10 @@ def test_functions_named_like_built_in_ones_modules_and_the_entry_point():
         ("assert len(sum(1, 2)) == 1", None, "calls no function that must be the answer's"),  # which of the two?
         ("x = 3", "f", "calls no function that must be the answer's"),
         ("assert f(1) == LIMIT", None, "uses LIMIT, which it neither makes, imports nor calls"),
+        ("assert f(1) == zen\nfrom this import *", None, "uses zen, which it neither makes"),  # importing it prints
+        ("from .math import *\nassert f(1) == pi", None, "uses pi, which it neither makes"),
         ("assert f(1) ==", None, "is no Python"),
+        ("assert f(" + "-" * 100_000 + "1)", None, "is no Python"),
         ("assert f(1)", 3, "entry_point = 3 is no name"),
     ],
 )

@@ -14,6 +14,7 @@ from r1train.errors import ConfigError, DataError, EnvironmentProblem
 from r1train.reward import grader as grader_module
 from r1train.reward.grader import Grade, GradeItem, Grader
 from r1train.reward.grader_process import PACKAGE_PARENT
+from r1train.reward.worker import grade_one
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE_PARENT)}
 HOSTILE_WORKER = """
@@ -39,6 +40,10 @@ def grade(task, answer, entry):
         time.sleep(entry.get("pause", 0.0))
     if task == "memory":
         bytearray(64 * 2**30)
+    if task == "depth":
+        answer = grade(task, answer, entry)
+    if task == "answer raises" and answer != entry["answer"]:
+        raise OverflowError("cannot convert float infinity to integer")
     return 1.0 if answer == entry["answer"] else 0.0
 
 def prepare(task):
@@ -73,11 +78,21 @@ def test_hang_crash_and_exception_cost_only_their_own_items(command):
         Grade(0.0, None),
         Grade(None, "grader process ended with exit code 7"),
         Grade(None, "ValueError: bad verifier"),
-        Grade(None, "MemoryError: "),
+        Grade(0.0, None, timed_out=True),
         Grade(1.0, None),
     ]
     assert again == [Grade(1.0, None), Grade(0.0, None), Grade(1.0, None)]
     assert {child.pid for child in psutil.Process().children()} == before
+
+
+def test_an_answer_that_makes_its_verifier_fail_is_wrong(command):
+    """An error has the advantage 0, which would pay more than a wrong answer."""
+    right, faulty = item("answer raises", "1"), item("answer raises", "inf")
+    exhausted = Grade(0.0, None, timed_out=True)
+    with Grader(processes=1, timeout_s=5.0, command=command) as grader:
+        grades = grader.grade([item("depth"), faulty, right, item("memory"), item("raise", "x")])
+    broken = Grade(None, "ValueError: bad verifier")  # for the reference answer, too
+    assert grades == [exhausted, Grade(0.0, None), Grade(1.0, None), exhausted, broken]
 
 
 def test_printing_cannot_forge_a_verdict(command):
@@ -251,6 +266,18 @@ def test_in_process_grading():
         Grade(0.0, None),
         Grade(None, "KeyError: 'answer'"),
     ]
+
+
+def test_an_exception_of_a_sandbox_is_never_the_answers():
+    def broken_sandbox(task, answer, entry):
+        if answer == "a":
+            raise RuntimeError("the sandbox failed")
+        return 1.0
+
+    failed = (None, "RuntimeError: the sandbox failed", False)
+    assert grade_one(broken_sandbox, "code", "a", {"answer": "-"}) == failed
+    assert grade_one(broken_sandbox, "chain_sum", "a", {"answer": "-"}) == (0.0, None, False)
+    assert grade_one(broken_sandbox, "chain_sum", "a", {"answer": 3}) == failed  # no reference to try
 
 
 def test_in_process_refuses_verifiers_that_can_hang():

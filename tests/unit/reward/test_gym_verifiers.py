@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import sympy
 from reasoning_gym import create_dataset, get_score_answer_fn
 
 from r1train.errors import DataError
 from r1train.reward.accuracy import needs_process, verifier_of, verify
-from r1train.reward.expression import NotInGrammar, arithmetic
+from r1train.reward.expression import NotInGrammar, arithmetic, guarded
 from r1train.reward.grader_process import PACKAGE_PARENT
 from r1train.reward.gym import OWN
 
@@ -173,6 +174,15 @@ def test_verdicts_of_our_own(task, answer, entry, value):
         ("x**2/2 + 1j", 0.0),
         ("x**2/2 + log(x, 10)", 0.0),
         ("x**2/2 + True", 0.0),
+        ("x**2/2 + 1/0", 0.0),
+        ("x**2/2 - 1/(x - x)", 0.0),
+        ("x**2/2 + log(0)", 0.0),
+        ("x**2/2 + 1e999", 0.0),
+        ("x**2/2 - 1e999", 0.0),
+        ("x**2/2 + sin(1e999)", 0.0),
+        ("x**2/2 + 0**(-1)", 0.0),
+        ("x**2/2 + tan(pi/2)", 0.0),
+        ("x**2/2 + 1e99", 1.0),
     ],
 )
 def test_antiderivatives(answer, value):
@@ -200,6 +210,11 @@ def test_problems_are_not_run_either(tmp_path):
 def test_arithmetic_refuses(text):
     with pytest.raises(NotInGrammar):
         arithmetic(text)
+
+
+def test_a_type_error_while_reading_is_no_expression():
+    with pytest.raises(NotInGrammar, match="unsupported operand"):
+        guarded(lambda: sympy.Integer(1) ** object())
 
 
 def test_scorers_that_may_hang_need_a_process():

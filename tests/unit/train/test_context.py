@@ -37,18 +37,28 @@ def test_dense_rows_are_cut_into_early_and_late_parts():
 
 
 def test_packed_rows_are_cut_segment_by_segment():
-    """Segments of 5 and 3 tokens become 8 and 4, so that each gives both ranks an early and a late part."""
+    """Segments of 5 and 3 tokens become 8 and 4, so that each gives both ranks an early and a late part.
+
+    The last one becomes 8, because FP8 takes 8 tokens of a rank at a time.
+    """
     batch = packed(5, 3)
     shared = cut(batch, cp_size=2, tp_size=1)
-    assert shared.cu_seqlens.tolist() == [0, 8, 12]
-    assert shared.places.tolist() == [[0, 1, -1, -1, 5, -1], [2, 3, 4, -1, 6, 7]]
+    assert shared.cu_seqlens.tolist() == [0, 8, 16]
+    assert shared.places.tolist() == [[0, 1, -1, -1, 5, 6, -1, -1], [2, 3, 4, -1, 7, -1, -1, -1]]
     first, second = (take(batch, shared, rank) for rank in (0, 1))
-    assert first.tokens.tolist() == [[100, 101, 0, 0, 105, 0]]
-    assert second.positions.tolist() == [[2, 3, 4, 0, 1, 2]]
-    assert first.loss_mask.tolist() == [[1, 1, 0, 0, 1, 0]]
-    assert first.padding_mask().tolist() == [[False, False, True, True, False, True]]
+    assert first.tokens.tolist() == [[100, 101, 0, 0, 105, 106, 0, 0]]
+    assert second.positions.tolist() == [[2, 3, 4, 0, 2, 0, 0, 0]]
+    assert first.loss_mask.tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]]
+    assert first.padding_mask().tolist() == [[False, False, True, True, False, False, True, True]]
     assert (first.loss_mask.sum() + second.loss_mask.sum()).item() == 8
-    assert first.cu_seqlens.tolist() == [0, 8, 12]
+    assert first.cu_seqlens.tolist() == [0, 8, 16]
+
+
+def test_packed_rows_of_whole_units_stay_as_they_are():
+    """32 tokens over two ranks, whose 16 are 8 of each tensor-parallel rank."""
+    shared = cut(packed(12, 20), cp_size=2, tp_size=2)
+    assert shared.cu_seqlens.tolist() == [0, 12, 32]
+    assert sorted(shared.places.flatten().tolist()) == list(range(32))
 
 
 @pytest.mark.parametrize(("cp_size", "tp_size"), [(2, 1), (2, 4), (4, 2), (3, 1)])
@@ -60,7 +70,7 @@ def test_every_token_is_taken_once_and_comes_back(batch, cp_size, tp_size):
     length = batch.tokens.shape[1]
     taken = shared.places[shared.places >= 0]
     assert sorted(taken.tolist()) == list(range(length))
-    assert shared.places.shape[1] % (2 if batch.cu_seqlens is None else 2 * tp_size) == 0
+    assert shared.places.shape[1] % (2 if batch.cu_seqlens is None else 8 * tp_size) == 0
     parts = [take(batch, shared, rank).tokens for rank in range(cp_size)]
     assert torch.equal(put_back(parts, shared, length), batch.tokens)
 
@@ -68,8 +78,8 @@ def test_every_token_is_taken_once_and_comes_back(batch, cp_size, tp_size):
 def test_padding_segments_stay_padding_and_one_token_of_an_empty_row_counts():
     batch = packed(4, padding=4)
     shared = cut(batch, cp_size=2, tp_size=1)
-    assert take(batch, shared, 0).padding_mask().tolist() == [[False, False, True, True]]
+    assert take(batch, shared, 0).padding_mask().tolist() == [[False] * 2 + [True] * 6]
     empty = MicroBatch(
         *(torch.zeros(1, 8, dtype=torch.int64) for _ in range(3)), torch.zeros(1, 8), batch.cu_seqlens, {}
     )
-    assert take(empty, cut(empty, cp_size=2, tp_size=1), 1).padding_mask().tolist() == [[False, True, True, True]]
+    assert take(empty, cut(empty, cp_size=2, tp_size=1), 1).padding_mask().tolist() == [[False] + [True] * 7]
