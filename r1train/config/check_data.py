@@ -1,14 +1,12 @@
 """Rules about the data's composition (the files themselves: check_files.py)."""
 
 import math
-import re
 from collections import Counter
 
+from r1train.config.names import FILE_NAME
 from r1train.config.prepared import HELDOUT_SUFFIX
 from r1train.config.schema import PretrainStage, RunConfig
 from r1train.errors import Problem
-
-_CORPUS_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def names_are_unique(cfg: RunConfig) -> list[Problem]:
@@ -26,7 +24,7 @@ def corpus_names_are_file_names(cfg: RunConfig) -> list[Problem]:
     problems = []
     for index, corpus in enumerate(cfg.data.corpora):
         key, name = f"data.corpora.{index}.name", corpus.name
-        if not _CORPUS_NAME.fullmatch(name):
+        if not FILE_NAME.fullmatch(name):
             what = "files are named after it: letters, digits, '_', '.' and '-' only, the first a letter or digit"
             problems.append(Problem(key, name, what, "e.g. web_2024"))
         elif name.endswith(HELDOUT_SUFFIX):

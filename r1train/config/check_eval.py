@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from r1train.config.names import FILE_NAME
 from r1train.config.schema import EvaluateStage, RunConfig
 from r1train.config.schema_eval import SuiteConfig, SuiteKind
 from r1train.errors import Problem
@@ -26,7 +27,7 @@ def suite_names_are_files(cfg: RunConfig) -> list[Problem]:
     taken = {*TAKEN, *(task.name for task in cfg.data.tasks)}
     problems = []
     for key, suite in _suites(cfg):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", suite.name):
+        if not FILE_NAME.fullmatch(suite.name):
             what = "names a file, so it takes letters, digits, . _ and - only"
             problems.append(Problem(f"{key}.name", suite.name, what, "such as aime24"))
         elif counts[suite.name] > 1 or suite.name in taken or suite.name.startswith("samples_"):

@@ -20,7 +20,9 @@ def fp8_rows_are_whole_units(cfg: RunConfig) -> list[Problem]:
     if isinstance(stage, EvaluateStage):
         if not cfg.data.corpora:
             return []
-        key, given, length = "eval.perplexity_length", cfg.eval.perplexity_length, _window(cfg)
+        # Computed one at a time.
+        key, given = "eval.perplexity_length", cfg.eval.perplexity_length
+        length = cfg.eval.window_length(cfg.model.distinct_positions)
     elif isinstance(stage, PretrainStage | SftStage | GrpoStage | RewardModelStage):
         given = length = stage.seq_length
         rows = stage.micro_batch_size if isinstance(stage, PretrainStage) else 1
@@ -31,11 +33,6 @@ def fp8_rows_are_whole_units(cfg: RunConfig) -> list[Problem]:
         return []
     what = f"FP8 takes a multiple of {TOKENS} tokens on a rank: of {rows} x {length}, cut over {ranks} ranks"
     return [Problem(key, given, what, f"a multiple of {TOKENS * ranks}, or bf16")]
-
-
-def _window(cfg: RunConfig) -> int:
-    """Tokens of a held-out window in stage evaluate, which computes them one at a time."""
-    return cfg.eval.window_length(cfg.model.distinct_positions)
 
 
 def fp8_widths_are_whole_units(cfg: RunConfig) -> list[Problem]:

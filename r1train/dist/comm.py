@@ -31,6 +31,13 @@ def of_rank[T](value: T, src: int, group: ProcessGroup | None = None) -> T:
     return box[0]
 
 
+def gathered[T](value: T, group: ProcessGroup | None = None) -> list[T]:
+    """What each rank of the group, by default of the job, brings, in their order, on every rank. Collective."""
+    parts: list[T] = [value] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(parts, value, group=group)
+    return parts
+
+
 @contextmanager
 def raised_by_all() -> Iterator[None]:
     """An R1TrainError that a rank raises inside, the first such rank's, is raised by every rank of the job. Collective.

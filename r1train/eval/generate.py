@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from r1train.config.schema import RunConfig
 from r1train.config.schema_eval import AnswerPlace
 from r1train.data.prompts import Prompt
-from r1train.dist.comm import of_rank
+from r1train.dist.comm import gathered, of_rank
 from r1train.eval.extract import normal_form
 from r1train.eval.score import EvalReport, Outcome, make_report, write_report
 from r1train.eval.store import HELDOUT_SAMPLES, eval_key, finished, write_samples
@@ -48,10 +48,7 @@ def local_part(prompts: list[Prompt]) -> list[Prompt]:
 
 def gather_groups[T](local: list[T]) -> list[T]:
     """The inverse of local_part on results: every rank's items, in the order of the prompts, on every rank."""
-    group = parallel_state.get_data_parallel_group()
-    parts: list[list[T]] = [[] for _ in range(group.size())]
-    torch.distributed.all_gather_object(parts, local, group=group)
-    return in_order(parts)
+    return in_order(gathered(local, parallel_state.get_data_parallel_group()))
 
 
 def gather_at_rank0[T](local: list[T]) -> list[T]:

@@ -8,6 +8,11 @@ MARKER = "_DONE"
 EMA_PREFIX = "ema."
 
 
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, finished or not."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Finished checkpoints of a run (<run_dir>/checkpoints/step_00000120), oldest first."""
     return sorted(marker.parent for marker in run_dir.glob(f"checkpoints/step_*/{MARKER}"))

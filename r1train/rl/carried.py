@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 
+from r1train.dist.comm import gathered
 from r1train.errors import R1TrainError
 from r1train.log.atomic import write_atomically
 from r1train.log.checkpoints import checkpoints
@@ -88,9 +88,7 @@ def carried_by_all(run_dir: Path, *, step: int) -> Rows | None:
         rows = read_carried(run_dir, Shard.here(), step=step)
     except ValueError as error:
         problem = str(error)
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    first = next((one for one in problems if one is not None), None)
+    first = next((one for one in gathered(problem) if one is not None), None)
     if first is not None:
         fix = "Fix: go on with the layout it was written with; asynchronous rollouts do not change layout on resume"
         raise CarriedLost(f"samples for step {step} were drawn in another layout: {first}. {fix}")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from r1train.dist.comm import of_rank
+from r1train.dist.comm import gathered, of_rank
 
 
 def gather_objects(local: Any) -> list[Any]:
@@ -14,10 +14,7 @@ def gather_objects(local: Any) -> list[Any]:
 
     Ranks of one replica generate the same samples; what all have to share comes from the one that decides.
     """
-    group = parallel_state.get_data_parallel_group()
-    parts: list[Any] = [None] * group.size()
-    torch.distributed.all_gather_object(parts, local, group=group)
-    return from_deciding_rank(parts)
+    return from_deciding_rank(gathered(local, parallel_state.get_data_parallel_group()))
 
 
 def decides() -> bool:
@@ -42,10 +39,7 @@ def common_places(places: set[int]) -> set[int]:
 
     Collective.
     """
-    replica = parallel_state.get_model_parallel_group()
-    parts: list[Any] = [None] * replica.size()
-    torch.distributed.all_gather_object(parts, places, group=replica)
-    return set.intersection(*parts)
+    return set.intersection(*gathered(places, parallel_state.get_model_parallel_group()))
 
 
 def exchange_objects(outgoing: list[Any]) -> list[Any]:

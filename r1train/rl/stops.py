@@ -34,6 +34,11 @@ def beyond_limits(values: dict[str, float], limits: StopIf) -> list[str]:
     return lines
 
 
+def lines_beyond(gauges: list[dict[str, float]], limits: StopIf) -> list[str]:
+    """beyond_limits of several updates, each line once."""
+    return list(dict.fromkeys(line for values in gauges for line in beyond_limits(values, limits)))
+
+
 def remember_stop(run_dir: Path, gauges: list[dict[str, float]], limits: StopIf, *, step: int) -> None:
     """Leave in <run>/stopped.json what ended the run after an update; call on one rank.
 
@@ -54,7 +59,7 @@ def still_stopped(run_dir: Path, limits: StopIf) -> str | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    lines = list(dict.fromkeys(line for values in found["gauges"] for line in beyond_limits(values, limits)))
+    lines = lines_beyond(found["gauges"], limits)
     if not lines:
         path.unlink()
         return None

@@ -16,6 +16,7 @@ import torch
 from megatron.core import parallel_state
 from torch.distributed import ProcessGroup
 
+from r1train.dist.comm import gathered
 from r1train.errors import R1TrainError
 from r1train.rollout.live import Job
 
@@ -63,11 +64,11 @@ class EngineRanks:
 
     def of_engine(self, value: Any) -> list[Any]:
         """What each rank of the engine brings, in their order. Collective over the engine."""
-        return _gathered(value, self._engine)
+        return [value] if self._engine is None else gathered(value, self._engine)
 
     def of_replica(self, value: Any) -> list[Any]:
         """What this data-parallel rank brings on each pipeline stage, in their order. Collective over the stages."""
-        return _gathered(value, self._replica)
+        return [value] if self._replica is None else gathered(value, self._replica)
 
     def asked(self, jobs: list[Job]) -> list[EngineJob]:
         """What this stage's engine draws of the jobs of its ranks, the same on each of them. Collective.
@@ -97,11 +98,3 @@ def _group_of(ranks: list[list[int]]) -> ProcessGroup | None:
     # Not NCCL: an engine may have work under way on the device when ranks ask each other.
     mine, _ = torch.distributed.new_subgroups_by_enumeration(ranks, backend="gloo")
     return mine
-
-
-def _gathered(value: Any, group: ProcessGroup | None) -> list[Any]:
-    if group is None:
-        return [value]
-    parts: list[Any] = [None] * group.size()
-    torch.distributed.all_gather_object(parts, value, group=group)
-    return parts

@@ -10,6 +10,7 @@ from r1train.config.schema_model import ModelConfig
 from r1train.convert.fp8 import SCALE_SUFFIX, quantise_whole
 from r1train.convert.live import hf_weights
 from r1train.convert.names import AnyModel, Entry, Part, entries
+from r1train.dist.comm import gathered
 from r1train.errors import R1TrainError
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
@@ -64,9 +65,7 @@ def full_weights(module: R1Model, model: AnyModel, *, dtype: torch.dtype) -> Ite
 
 def _plan(table: list[Entry], held: set[str], dtype: torch.dtype) -> list[_Wanted]:
     """Which rank sends what; every rank makes the same plan. Collective."""
-    parts: list[set[str]] = [set()] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, held)
-    owners = {name: rank for rank, names in reversed(list(enumerate(parts))) for name in names}
+    owners = {name: rank for rank, names in reversed(list(enumerate(gathered(held)))) for name in names}
     wanted = [(part, entry.fp32) for entry in table for part in entry.parts]
     missing = [part.name for part, _ in wanted if part.name not in owners]
     if missing:

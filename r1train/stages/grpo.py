@@ -29,7 +29,7 @@ from r1train.rl.reference import Reference
 from r1train.rl.replica_scorer import ReplicaScorer
 from r1train.rl.routing import flip_gauge, old_pass, reference_pass, replay_gauge, route_shape, update_pass
 from r1train.rl.statistics import rollout_statistics
-from r1train.rl.stops import GaugeStop, beyond_limits, remember_stop, still_stopped
+from r1train.rl.stops import GaugeStop, lines_beyond, remember_stop, still_stopped
 from r1train.stages.saving import save_unless_there, saved_at_failure
 from r1train.stages.session import Session, session, stage_result
 from r1train.stages.training import build_engine, check_evals, policy_evals
@@ -237,7 +237,7 @@ def stop_if_beyond(policy: Policy, gauges: list[dict[str, float]], *, learned: b
     learned: the gauges are of updates that the state holds; a new start could not measure them again.
     """
     trainer, cfg = policy.trainer, policy.trainer.cfg
-    lines = list(dict.fromkeys(line for values in gauges for line in beyond_limits(values, cfg.rl.stop_if)))
+    lines = lines_beyond(gauges, cfg.rl.stop_if)
     if not lines:
         return
     step = trainer.state.step

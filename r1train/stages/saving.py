@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from r1train.log.checkpoints import checkpoints
+from r1train.log.checkpoints import checkpoint_folder, checkpoints
 from r1train.rl.routing import ReplayNotUsed
 from r1train.rollout.engine_ranks import EnginesParted
 from r1train.rollout.push import PushFailed
@@ -19,8 +19,8 @@ OF_A_ROLLOUT = (PushFailed, EnginesParted, RoutesMissing, ReplayNotUsed)
 
 def save_unless_there(trainer: Trainer, extra_modules: dict[str, torch.nn.Module]) -> None:
     """The state as it is, if this step has no checkpoint yet. Collective."""
-    name = f"step_{trainer.state.step:08d}"
-    if not any(folder.name == name for folder in checkpoints(trainer.cfg.run_dir)):
+    run_dir = trainer.cfg.run_dir
+    if checkpoint_folder(run_dir, trainer.state.step) not in checkpoints(run_dir):
         save_checkpoint(trainer, extra_modules)
 
 

@@ -17,10 +17,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
+from r1train.dist.comm import gathered
 from r1train.dist.init import is_rank0
 from r1train.errors import CheckpointError
 from r1train.log.atomic import write_atomically
-from r1train.log.checkpoints import EMA_PREFIX, MARKER, checkpoints
+from r1train.log.checkpoints import EMA_PREFIX, MARKER, checkpoint_folder, checkpoints
 from r1train.model.gpt import R1Model
 from r1train.model.sharded import sharded_tensors
 from r1train.train.optim import allocate_state, has_updates, load_optimizer_state, optimizer_state
@@ -48,7 +49,7 @@ def save_checkpoint(trainer: Trainer, extra_modules: dict[str, torch.nn.Module] 
     """
     stage = trainer.cfg.stage
     run_dir = trainer.cfg.run_dir
-    folder = run_dir / "checkpoints" / f"step_{trainer.state.step:08d}"
+    folder = checkpoint_folder(run_dir, trainer.state.step)
     if is_rank0():
         # A folder without its marker is what a killed run left.
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,8 +156,7 @@ def _check_tensors(state: dict[str, object], folder: Path, *, prefix: str = "") 
 
     prefix: of the names of the weights that the checkpoint may not hold more of.
     """
-    parts: list[dict] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, {t.key: tuple(t.global_shape) for t in sharded_tensors(state)})
+    parts = gathered({t.key: tuple(t.global_shape) for t in sharded_tensors(state)})
     wanted = {key: shape for part in parts for key, shape in part.items()}
     found = _tensors_of(folder)
     problems = [

@@ -9,6 +9,8 @@ import pytest
 
 from r1train.config.steps import plan_steps
 
+sys.path.insert(0, str(Path(__file__).parent / "worker"))  # for mla_model
+
 
 @pytest.fixture(scope="session")
 def run_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Iterable[str], list[str]], Path]:

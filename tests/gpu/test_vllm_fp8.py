@@ -9,30 +9,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from mla_model import MODEL_OVERRIDES
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 pytestmark = [pytest.mark.gpu1, pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]
 
 WORKER = Path(__file__).parent / "worker" / "fp8_engine.py"
 EXPORT = Path(__file__).parents[2] / "tools" / "export_hf.py"
-# DeepSeek's latent and head widths, everything else small, and every side of an FP8 matrix a multiple of 128.
-MODEL = {
-    "hidden_size": 512,
-    "num_layers": 4,
-    "ffn_hidden_size": 1024,
-    "num_attention_heads": 16,
-    "q_lora_rank": 256,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "num_experts": 16,
-    "num_experts_per_token": 4,
-    "num_expert_groups": 4,
-    "num_groups_per_token": 2,
-    "moe_ffn_hidden_size": 256,
-}
-OVERRIDES = ["experiment=tiny_gpu", *(f"model.{name}={value}" for name, value in MODEL.items())]
+OVERRIDES = ["experiment=tiny_gpu", *MODEL_OVERRIDES]
 
 
 def call(*command: object) -> None:

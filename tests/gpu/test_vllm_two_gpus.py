@@ -15,27 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mla_model import MODEL_OVERRIDES
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 pytestmark = [pytest.mark.gpu2, pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed")]
 
-# DeepSeek's latent and rotary widths, so that vLLM's MLA kernels run; everything else small.
-MODEL = {
-    "hidden_size": 512,
-    "num_layers": 4,
-    "ffn_hidden_size": 1024,
-    "num_attention_heads": 16,
-    "q_lora_rank": 256,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "num_experts": 16,
-    "num_experts_per_token": 4,
-    "num_expert_groups": 4,
-    "num_groups_per_token": 2,
-    "moe_ffn_hidden_size": 256,
-}
 TRAINED = ("prepare", "pretrain", "cold_start", "rl1")
 SCHEDULE = (
     "{id: prepare, stage: prepare, title: prepare}",
@@ -49,7 +33,7 @@ OVERRIDES = (
     "experiment=tiny_gpu",
     "cluster=two_gpus",
     "parallel=ep2",
-    *(f"model.{name}={value}" for name, value in MODEL.items()),
+    *MODEL_OVERRIDES,
     f"schedule.steps=[{', '.join(SCHEDULE)}]",
     "per_stage.pretrain.stage.steps=60",
     "per_stage.pretrain.stage.save_every_steps=60",

@@ -1,9 +1,30 @@
 """Stands in for vLLM 0.24: joins tensors as its models do, and steps requests as its engine does."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from tiny import Config
+
+from r1train.config.schema_eval import EvalConfig
+from r1train.config.schema_rl import RolloutConfig
+
+EVAL = EvalConfig(problems_per_task=1, samples_per_problem=1, temperature=0.0, top_p=1.0, max_response_tokens=9)
+
+
+def engine_config(cfg: Config, run_dir: Path, **rollout: object) -> SimpleNamespace:
+    """The small config with what an engine reads besides; rollout: fields of RolloutConfig."""
+    settings = RolloutConfig(
+        engine="vllm",
+        temperature=0.9,
+        top_p=1.0,
+        max_prompt_tokens=12,
+        max_response_tokens=6,
+        batch_size=8,
+        **rollout,
+    )
+    return SimpleNamespace(**vars(replace(cfg, run_dir=run_dir)), rollout=settings, eval=EVAL)
 
 
 class Joined(torch.nn.Module):

@@ -3,18 +3,15 @@
 What every rank asked, drew, heard and raised, for the tests to compare.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
-from stand_in_vllm import Joined, Output, StandIn, StandInEngine
+from stand_in_vllm import Joined, Output, StandIn, StandInEngine, engine_config
 from tiny import Tokens, config, prompts
 
-from r1train.config.schema_eval import EvalConfig
-from r1train.config.schema_rl import RolloutConfig
 from r1train.dist.init import Device
 from r1train.errors import R1TrainError
 from r1train.model.build import build_model
@@ -26,7 +23,6 @@ LAYOUTS = ("ep2", "pp2", "pp2_ep2")
 STEPS_PER_EXCHANGE = 2
 ENGINE_TP = {"ep2": 2, "pp2": 1, "pp2_ep2": 2}
 PARAMS = SamplingParams(samples_per_prompt=3, temperature=0.9, top_p=1.0, max_response_tokens=6, seed=1, name="push")
-EVAL = EvalConfig(problems_per_task=1, samples_per_problem=1, temperature=0.0, top_p=1.0, max_response_tokens=9)
 # Held whole by every rank of an engine, whatever its size.
 WHOLE = ("norm", "mlp.gate.", "q_a_proj", "kv_a_proj")
 
@@ -98,16 +94,7 @@ class Heard:
 def open_engine(layout: str, device: Device, out: Path) -> vllm.VllmEngine:
     cfg, size = config(layout), ENGINE_TP[layout]
     module = build_model(cfg, device)
-    rollout = RolloutConfig(
-        engine="vllm",
-        temperature=0.9,
-        top_p=1.0,
-        max_prompt_tokens=12,
-        max_response_tokens=6,
-        batch_size=8,
-        engine_tp=size,
-    )
-    options = SimpleNamespace(**vars(replace(cfg, run_dir=out / f"vllm_{layout}")), rollout=rollout, eval=EVAL)
+    options = engine_config(cfg, out / f"vllm_{layout}", engine_tp=size)
 
     # The last stage's engine takes longer than the others.
     at_once = 1 if parallel_state.get_pipeline_model_parallel_rank() else 2

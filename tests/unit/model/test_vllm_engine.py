@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from shapes import DENSE
-from stand_in_vllm import Joined, StandIn
+from stand_in_vllm import Joined, StandIn, engine_config
 from tiny import YARN_MODEL, Tokens, config, prompts, set_expert_bias
 
 from r1train.rollout.engine import SamplingParams
@@ -78,25 +78,10 @@ def test_transformers_computes_the_same_with_what_is_pushed(model, tmp_path):
 
 @pytest.fixture
 def engine(model, monkeypatch, tmp_path):
-    from r1train.config.schema_eval import EvalConfig
-    from r1train.config.schema_rl import RolloutConfig
     from r1train.rollout import vllm
 
     cfg, module = model
-    rollout = RolloutConfig(
-        engine="vllm",
-        temperature=0.9,
-        top_p=1.0,
-        max_prompt_tokens=12,
-        max_response_tokens=6,
-        batch_size=8,
-        push_mib=1,
-        fp8=tmp_path.name.startswith("test_fp8"),
-    )
-    evaluation = EvalConfig(
-        problems_per_task=1, samples_per_problem=1, temperature=0.0, top_p=1.0, max_response_tokens=9
-    )
-    options = SimpleNamespace(**vars(replace(cfg, run_dir=tmp_path)), rollout=rollout, eval=evaluation)
+    options = engine_config(cfg, tmp_path, push_mib=1, fp8=tmp_path.name.startswith("test_fp8"))
     package = SimpleNamespace(LLM=lambda **arguments: StandIn(arguments), SamplingParams=lambda **fields: fields)
     monkeypatch.setattr(vllm, "import_vllm", lambda fp8: package)
     return vllm.VllmEngine(options, module, Tokens())
