@@ -131,13 +131,8 @@ def test_every_rank_hears_of_a_lost_file(tmp_path, monkeypatch):
     """This rank finds its file, another one does not."""
     write_carried(tmp_path, FIRST, [{"a": 1}], step=6, now=4)
     told: list[str | None] = ["gone"]
-
-    def gather(problems: list, mine: str | None) -> None:
-        problems[:] = [mine, *told]
-
     monkeypatch.setattr(carried.Shard, "here", staticmethod(lambda: FIRST))
-    monkeypatch.setattr(carried.torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(carried.torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(carried, "gathered", lambda mine: [mine, *told])
     with pytest.raises(CarriedLost, match="for step 6 were drawn in another layout: gone. Fix: go on with the layout"):
         carried_by_all(tmp_path, step=6)
     told[0] = None
